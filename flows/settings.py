@@ -1,0 +1,163 @@
+"""Settings: the one place that reads the environment.
+
+Reads   `PUSHFLOW_*` environment variables, over `pushflow.toml` in the working directory (or the
+        file that `PUSHFLOW_CONFIG` names), over the defaults below. Nested names are joined by
+        two underscores: `PUSHFLOW_KAFKA__BOOTSTRAP_SERVERS=broker:9092`.
+Owns    every default with its unit and reason.
+
+Everything below `flows/` takes plain arguments instead, so that a test or a notebook needs no
+environment. `pushflow config` prints the result without secrets.
+"""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from operators.messages import TOPICS
+
+
+class Kafka(BaseModel):
+    """How to reach Kafka; `extra` passes any librdkafka setting through (TLS, SASL)."""
+
+    bootstrap_servers: str = "127.0.0.1:9092"
+    security_protocol: str = ""
+    sasl_mechanism: str = ""
+    sasl_username: str = ""
+    sasl_password: SecretStr = SecretStr("")
+    ssl_ca_location: str = ""
+    extra: dict[str, str] = {}
+    topic_prefix: str = ""  # put before every topic's name: several set-ups on one cluster
+    partitions: int = Field(4, ge=1, description="of every topic keyed by user_id")
+    replication: int = Field(1, ge=1)
+    batch_size: int = Field(1_000, ge=1, description="messages a poll takes at most")
+
+    def client(self) -> dict[str, Any]:
+        """Return the librdkafka configuration, secrets in clear."""
+        named = {
+            "bootstrap.servers": self.bootstrap_servers,
+            "security.protocol": self.security_protocol,
+            "sasl.mechanism": self.sasl_mechanism,
+            "sasl.username": self.sasl_username,
+            "sasl.password": self.sasl_password.get_secret_value(),
+            "ssl.ca.location": self.ssl_ca_location,
+        }
+        return {key: value for key, value in named.items() if value} | self.extra
+
+    def topic(self, name: str) -> str:
+        """Return a topic's name on this cluster."""
+        return self.topic_prefix + name
+
+
+class Redis(BaseModel):
+    """How to reach Redis; an empty url turns it off. `rediss://` is TLS, `unix://` a socket."""
+
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    ttl_seconds: int = Field(7 * 86_400, ge=1)
+    flush_ms: int = Field(50, ge=1, description="a user's rows within this time become one write")
+    max_pending: int = Field(200_000, ge=1, description="keys kept while Redis is away")
+
+
+class State(BaseModel):
+    """Where the users' state lives."""
+
+    directory: Path = Path(".pushflow/state")
+    shards: int = Field(64, ge=1, description="fixed for the life of the state")
+    epoch_seconds: float = Field(1.0, gt=0, description="time between checkpoints")
+    hot_users: int = Field(50_000, ge=1, description="users kept decoded, a worker")
+    block_cache_mb: int = Field(64, ge=8)
+    idle_days: int = Field(90, ge=1, description="a user without events is dropped after this")
+
+
+class Time(BaseModel):
+    """Event time."""
+
+    session_gap_seconds: int = Field(1_800, ge=1)
+    lateness_seconds: int = Field(10, ge=0, description="the watermark trails the newest event")
+    max_ahead_seconds: int = Field(3_600, ge=1, description="beyond: dead letter")
+
+
+class Triggers(BaseModel):
+    """When to consider a push. 0 turns a trigger off."""
+
+    intent_views: int = Field(3, ge=0, description="views or clicks of one category in a session")
+    cart_left_seconds: int = Field(1_200, ge=0, description="quiet with a cart not empty")
+    session_ended_min_events: int = Field(2, ge=0, description="shorter sessions do not fire")
+    idle_days: float = Field(3.0, ge=0)
+
+
+class Ranking(BaseModel):
+    """Candidates and the policy."""
+
+    candidates: int = Field(100, ge=1, le=100)
+    action_set: int = Field(20, ge=1, le=100, description="arms that the policy chooses among")
+    policy: str = "squarecb"
+    gamma: float = Field(60.0, gt=0, description="SquareCB: larger exploits more")
+    floor: float = Field(0.002, ge=0, lt=0.05, description="least propensity of an arm")
+    top_explanations: int = Field(5, ge=0)
+    frozen: bool = Field(False, description="keep the tables as they were read at the start")
+
+
+class Rewards(BaseModel):
+    """What an outcome is worth, and for how long it may credit a decision."""
+
+    opened: float = 1.0
+    converted: float = 1.0
+    dismissed: float = -0.3
+    opted_out: float = -5.0
+    no_response: float = -0.05  # a push costs attention
+    window_seconds: int = Field(14_400, ge=1)
+
+
+class Learning(BaseModel):
+    """The learner in `learn`."""
+
+    publish_ms: int = Field(500, ge=10, description="at most this long between publications")
+    prior_precision: float = Field(1.0, gt=0)
+
+
+class Settings(BaseSettings):
+    """All settings; see the module."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PUSHFLOW_", env_nested_delimiter="__", extra="forbid"
+    )
+
+    kafka: Kafka = Kafka()
+    redis: Redis = Redis()
+    state: State = State()
+    time: Time = Time()
+    triggers: Triggers = Triggers()
+    ranking: Ranking = Ranking()
+    rewards: Rewards = Rewards()
+    learning: Learning = Learning()
+    campaigns_file: str = Field("", description="YAML used instead of push.campaigns.v1")
+    model_path: str = Field("", description="a student file used instead of push.models.v1")
+    metrics_port: int = Field(0, ge=0, description="0: no Prometheus endpoint")
+    run_id: str = Field("", description="names one start of the cluster; made up if empty")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments over environment over file."""
+        path = Path(os.environ.get("PUSHFLOW_CONFIG", "pushflow.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, path)
+
+    @cached_property
+    def topics(self) -> dict[str, str]:
+        """Return the cluster's name of every topic, by its own name."""
+        return {name: self.kafka.topic(name) for name in TOPICS}

@@ -1,0 +1,127 @@
+"""What travels between the steps of a flow: plain records, never on a topic.
+
+Owns    the shapes that `operators.steps` hands from one pure class to the next.
+
+A user's data enters by one source partition, and each entry carries the watermark of that
+partition as it stood at that entry. A shard therefore sees the same sequence of timers and
+entries whatever the batch sizes and however many workers: this is what replay rests on.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from operators.messages import (
+    Decision,
+    Event,
+    Feedback,
+    TriggerType,
+    UserProfile,
+)
+
+
+class Forget(NamedTuple):
+    """A tombstone of `push.users.v1` or a message of `push.erasures.v1`."""
+
+    user_id: str
+
+
+Entry = Event | Feedback | UserProfile | Decision | Forget
+
+
+class ShardBatch(NamedTuple):
+    """Entries of one source partition for one shard, in partition order.
+
+    `entries` pairs each entry with the partition's watermark at that entry; `watermark_ms` is
+    the partition's watermark after the batch, and may have moved without any entry here.
+    """
+
+    shard: str
+    partition: int
+    watermark_ms: int
+    entries: list[tuple[int, Entry]]
+
+
+class History(NamedTuple):
+    """A user's last items, oldest first; three lists of one length, at most 50."""
+
+    item_ids: list[str]
+    types: list[int]  # index into models.features.EVENT_TYPES
+    time_s: list[int]  # event time, seconds
+
+
+class Engagement(NamedTuple):
+    """How a user took earlier pushes, from feedback."""
+
+    opens: float  # decayed, half-life 7 days
+    dismissals: float
+    last_open_ms: int  # 0: never
+    is_opted_out: bool
+
+
+class FeatureRow(NamedTuple):
+    """One user's features after a batch, for Redis."""
+
+    user_id: str
+    time_ms: int
+    context: list[float]  # raw, in the order of models.features.CONTEXT
+
+
+class Trigger(NamedTuple):
+    """A reason to consider a push, with all that is known of the user at that moment."""
+
+    type: TriggerType
+    event_id: str
+    user_id: str
+    shard: str
+    time_ms: int  # event time: the event's, or the due time of a timer
+    context: list[float]  # raw, in the order of models.features.CONTEXT
+    history: History
+    cart: list[str]  # items now in the cart, oldest first
+    bought: list[str]  # items bought lately, oldest first, at most 50
+    category: str  # the session's main category or ""
+    platform: str
+    profile: UserProfile | None
+    engagement: Engagement
+
+
+class Candidate(NamedTuple):
+    """An item we could push; `score` is the fused score, higher is better."""
+
+    item_id: str
+    source: str
+    score: float
+
+
+class Ranked(NamedTuple):
+    """A trigger with its action set, before the policy chooses. K counts arms without "none"."""
+
+    trigger: Trigger
+    campaign_id: str  # "": no campaign takes this trigger
+    candidates: list[Candidate]  # at most K, best student score first
+    scores: NDArray[np.float32]  # the student's, shape (K,)
+    arm_features: NDArray[np.float32]  # shape (K, len(models.policy.ARM)), less push fatigue
+    model_version: str
+
+
+class Reward(NamedTuple):
+    """One thing to learn: features of the chosen arm and its reward, or a change of it."""
+
+    shard: str  # the learner's shard
+    decision_id: str
+    x: NDArray[np.float64]  # shape (D,)
+    reward: float  # the reward, or for a correction the new minus the old
+    is_correction: bool
+    time_ms: int
+
+
+class ItemSignal(NamedTuple):
+    """One interaction with an item, and what the user had beside it."""
+
+    item_id: str
+    type: str  # an EventType, "push" or "open"
+    time_ms: int
+    country: str
+    value: float
+    together: tuple[str, ...]  # items of the same session or basket, newest first

@@ -1,0 +1,40 @@
+"""Every Prometheus metric: name, help, unit, labels and buckets, in one table.
+
+Owns    the names. Grafana panels and alerts are checked against this file.
+
+Counters are bound once and added to once a batch, for an increment with labels costs about as
+much as the work it counts.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+EVENTS_DECODED = Counter("pushflow_messages_decoded", "Messages decoded, by topic.", ["topic"])
+DEAD_LETTERS = Counter("pushflow_dead_letters", "Messages that could not be used.", ["reason"])
+DUPLICATES = Counter("pushflow_duplicate_events", "Events seen before, by event_id.")
+LATE_EVENTS = Counter("pushflow_late_events", "Events behind their partition's watermark.")
+TRIGGERS = Counter("pushflow_triggers", "Triggers fired.", ["type"])
+DECISIONS = Counter("pushflow_decisions", "Decisions made.", ["outcome", "reason"])
+CANDIDATES = Counter("pushflow_candidates", "Candidates proposed, by source.", ["source"])
+RANK_SECONDS = Histogram(
+    "pushflow_rank_seconds", "One batch of triggers ranked, seconds.", buckets=_LATENCY_BUCKETS
+)
+FALLBACKS = Counter(
+    "pushflow_fallbacks", "Times a broken neighbour was done without.", ["component"]
+)
+SINK_SKIPPED = Counter(
+    "pushflow_sink_skipped", "Replayed records that stood in the topic already.", ["topic"]
+)
+REWARDS = Counter("pushflow_rewards", "Rewards learned.", ["kind"])
+POLICY_AGE_SECONDS = Gauge("pushflow_policy_age_seconds", "Age of the policy in use, event time.")
+TABLE_ROWS = Gauge("pushflow_table_rows", "Rows held of a global table.", ["topic"])
+LAG = Gauge("pushflow_source_lag", "Messages behind the end.", ["topic", "partition"])
+CHECKPOINT_SECONDS = Histogram(
+    "pushflow_checkpoint_seconds",
+    "One state checkpoint, seconds.",
+    ["store"],
+    buckets=_LATENCY_BUCKETS,
+)
+STATE_TOUCHED = Counter("pushflow_state_touched", "Keys written back at checkpoints.", ["store"])
+REDIS_PENDING = Gauge("pushflow_redis_pending", "Keys waiting to be written to Redis.")
