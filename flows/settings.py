@@ -161,3 +161,19 @@ class Settings(BaseSettings):
     def topics(self) -> dict[str, str]:
         """Return the cluster's name of every topic, by its own name."""
         return {name: self.kafka.topic(name) for name in TOPICS}
+
+
+def thread_caps() -> dict[str, str]:
+    """Return the variables that cap the thread pools of numerical libraries, those set."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def child_environment(values: dict[str, str], python_path: Path) -> dict[str, str]:
+    """Return a child process's environment: ours, with `values` in place of any PUSHFLOW_*.
+
+    `python_path` goes first on its import path, so that a checkout works without being installed.
+    """
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("PUSHFLOW_")}
+    paths = [str(python_path), ours.get("PYTHONPATH", "")]
+    return ours | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | values

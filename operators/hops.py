@@ -21,10 +21,22 @@ from operators.messages import (
 )
 
 
+class RawMessage(NamedTuple):
+    """A Kafka message as it came; `timestamp_ms` is the broker's, -1 where unknown."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+
+
 class Forget(NamedTuple):
-    """A tombstone of `push.users.v1` or a message of `push.erasures.v1`."""
+    """A user to drop: a tombstone of `push.users.v1`, an erasure, or idle for too long."""
 
     user_id: str
+    shard: str = ""  # filled by the step that passes it on
 
 
 Entry = Event | Feedback | UserProfile | Decision | Forget

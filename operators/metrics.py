@@ -37,4 +37,7 @@ CHECKPOINT_SECONDS = Histogram(
     buckets=_LATENCY_BUCKETS,
 )
 STATE_TOUCHED = Counter("pushflow_state_touched", "Keys written back at checkpoints.", ["store"])
+REDIS_DROPPED = Counter(
+    "pushflow_redis_dropped", "Keys dropped unwritten, for too many waited while Redis was away."
+)
 REDIS_PENDING = Gauge("pushflow_redis_pending", "Keys waiting to be written to Redis.")

@@ -1,0 +1,177 @@
+"""Flows as child processes of the demo: started, watched, asked for their counters, stopped.
+
+Reads   the children's Prometheus endpoints and the tails of their logs.
+Owns    the rule that a child which dies stops the demo, and shows what it said last.
+"""
+
+import http.client
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from flows.settings import child_environment
+from flows.tally import Counters
+
+_ROOT: Final = Path(__file__).parent.parent
+_TAIL_LINES: Final = 25
+_READY: Final = re.compile(r"^ready\s*$", re.MULTILINE)
+_SCRAPE_S: Final = 0.5  # between two looks: a scrape costs a child a few milliseconds
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]  # (name, labels) -> value
+
+
+class ChildError(RuntimeError):
+    """A child died or did not get ready; the message holds the end of its log."""
+
+
+class FlowProcess:
+    """`pushflow run NAME` as a child process.
+
+    Parameters
+    ----------
+    name
+        `decide` or `learn`.
+    values
+        Its settings as PUSHFLOW_* variables; it sees none of ours.
+    work
+        Directory for its log, and its working directory, so that no pushflow.toml is found.
+
+    Notes
+    -----
+    It gets a session of its own: Ctrl-C in the terminal reaches the demo alone, which then stops
+    it in order.
+    """
+
+    def __init__(self, name: str, values: dict[str, str], work: Path) -> None:
+        self.name = name
+        self.port = free_port()
+        self.log = work / f"{name}.log"
+        environment = child_environment(values | {"PUSHFLOW_METRICS_PORT": str(self.port)}, _ROOT)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(  # noqa: S603 # our own code, no user's words
+                [sys.executable, "-m", "flows.cli", "run", name],
+                cwd=work,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until the child says that it reads."""
+        deadline = time.monotonic() + timeout_s
+        while not _READY.search(self.log.read_text(encoding="utf-8", errors="replace")):
+            self.check()
+            if time.monotonic() > deadline:
+                raise ChildError(f"{self.name} is not ready after {timeout_s:.0f} s{self._tail()}")
+            time.sleep(0.1)
+
+    def check(self) -> None:
+        """Raise if the child has ended."""
+        if (code := self._process.poll()) is not None:
+            raise ChildError(f"{self.name} has ended with code {code}{self._tail()}")
+
+    def samples(self) -> Samples:
+        """Return the child's counters and gauges; {} where it does not answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        except (OSError, http.client.HTTPException):
+            return {}
+        finally:
+            connection.close()
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        """Ask the child to finish, kill it if it does not; return its exit code."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _tail(self) -> str:
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return f"; the end of {self.log}:\n" + "\n".join(lines[-_TAIL_LINES:])
+
+
+class Counting:
+    """Looks at the counters of `decide` and `learn` in a thread of its own, twice a second."""
+
+    def __init__(self, decide: FlowProcess, learn: FlowProcess) -> None:
+        self._decide, self._learn = decide, learn
+        self.latest = Counters()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="counting", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_SCRAPE_S):
+            self.look()
+
+    def look(self) -> Counters:
+        """Look now; a child that does not answer keeps its last counters."""
+        decide, learn = self._decide.samples(), self._learn.samples()
+        if decide and learn:
+            self.latest = counters(decide, learn)
+        return self.latest
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._stop.set()
+        self._thread.join()
+
+
+def counters(decide: Samples, learn: Samples) -> Counters:
+    """Return what the demo shows of both children's samples.
+
+    >>> topic = frozenset({("topic", "push.events.v1")})
+    >>> reasons = [frozenset({("reason", r)}) for r in ("bad_json", "table_bad_json")]
+    >>> name = "pushflow_dead_letters_total"
+    >>> samples = {("pushflow_messages_decoded_total", topic): 7.0,
+    ...            (name, reasons[0]): 2.0, (name, reasons[1]): 1.0}
+    >>> counters(samples, {})[:3]  # a table's bad row is no dead letter
+    (7, 0, 2)
+    """
+
+    def total(samples: Samples, name: str, keep: Callable[[str], bool] = lambda _: True) -> int:
+        values = (
+            value
+            for (found, labels), value in samples.items()
+            if found == name and all(keep(text) for _, text in labels)
+        )
+        return int(sum(values))
+
+    decoded, dead = "pushflow_messages_decoded_total", "pushflow_dead_letters_total"
+    return Counters(
+        decoded_events=total(decide, decoded, lambda text: text.endswith("push.events.v1")),
+        decoded_feedback=total(decide, decoded, lambda text: text.endswith("push.feedback.v1")),
+        dead_letters=total(decide, dead, lambda text: not text.startswith("table_")),
+        triggers=total(decide, "pushflow_triggers_total"),
+        decisions=total(decide, "pushflow_decisions_total"),
+        rewards=total(learn, "pushflow_rewards_total"),
+    )
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on just now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

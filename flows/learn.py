@@ -1,0 +1,210 @@
+"""`learn`: feedback in; a better policy, fresher item statistics and neighbours out.
+
+Reads   push.decisions.v1, push.feedback.v1, push.events.v1 and push.erasures.v1, partition by
+        partition.
+Emits   push.policy.v1 and push.item-stats.v1, both compacted; push.dlq.v1.
+
+    source -> shards -> attribute -> rewards -> learner -> policy
+       |                    '-> signals -> items -> item_stats
+       '-> dead letters
+
+The learner's shards are the source's partitions, so that each learns its rewards in one order.
+Step names are recovery keys: renaming one loses its state.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import bytewax.operators as op
+import xxhash
+from bytewax.dataflow import Dataflow
+from bytewax.inputs import Source
+from bytewax.outputs import Sink
+
+from flows.decide import dead_records, stores
+from flows.settings import Settings
+from models.arms import policy_spec_hash
+from operators import attribution, item_stats
+from operators.attribution import Attribution
+from operators.codec import PartitionDecoder, encode, headers
+from operators.hops import ItemSignal, Reward, ShardBatch
+from operators.item_stats import InteractionTracker, ItemStatsShard
+from operators.kafka import CopartitionedSource, OutRecord, TableSink
+from operators.learning import LearningItems, LearningUsers
+from operators.messages import Decision, Erasure, Event, Feedback, ItemStats, PolicyShard
+from operators.state import Shard
+from operators.steps import Publishing, by_shard, keyed, learner
+
+SOURCE_NAME = "pushflow/learn"
+TOPICS: dict[str, type] = {
+    "push.erasures.v1": Erasure,
+    "push.decisions.v1": Decision,
+    "push.feedback.v1": Feedback,
+    "push.events.v1": Event,
+}
+ITEM_SHARDS = 16
+_SECOND_MS = 1_000
+
+
+class Ends(NamedTuple):
+    """Where a `learn` flow begins and ends. None leaves an end out."""
+
+    source: Source
+    policy: Sink
+    item_stats: Sink
+    dead_letters: Sink | None = None
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def item_shard(item_id: str) -> str:
+    """Return the shard of an item's statistics, the same for ever."""
+    return f"i{xxhash.xxh3_64_intdigest(item_id.encode()) % ITEM_SHARDS:02d}"
+
+
+def build(settings: Settings, ends: Ends, *, n_workers: int = 1) -> Dataflow:
+    """Connect the steps; see `flows.decide.build` for the arguments."""
+    make_stores = stores(settings, "learn", n_workers)
+    user_stores = make_stores(
+        "attribution", attribution.encode_state, attribution.decode_state, attribution.new_state
+    )
+    item_stores = make_stores(
+        "items", item_stats.encode_state, item_stats.decode_state, item_stats.new_state
+    )
+    publishing = Publishing(timedelta(milliseconds=settings.learning.publish_ms), _now)
+
+    flow = Dataflow("learn")
+    polls = op.input("source", flow, ends.source)
+
+    if ends.dead_letters is not None:
+        letters = op.flat_map_batch("dead", polls, dead_records)
+        op.output("dead_letters", letters, ends.dead_letters)
+
+    shards = by_shard("shards", polls)
+    learned = keyed("attribute", shards, user_stores, _users(settings), _shard_of_batch)
+
+    rewards = op.flat_map_batch("rewards", learned, rewards_by_shard)
+    rows = learner("learner", rewards, publishing)
+    op.output("policy", op.flat_map_batch("policy_rows", rows, policy_records), ends.policy)
+
+    signals = op.flat_map_batch("signals", learned, signals_by_shard)
+    stats = keyed("items", signals, item_stores, _items, _shard_of_signal, publishing=publishing)
+    op.output("item_stats", op.flat_map_batch("item_rows", stats, item_records), ends.item_stats)
+    return flow
+
+
+def _users(settings: Settings) -> Callable[[str, Shard[Any]], LearningUsers]:
+    rewards, gap_ms = settings.rewards, settings.time.session_gap_seconds * _SECOND_MS
+    spec = policy_spec_hash()
+
+    def make(_shard: str, states: Shard[Any]) -> LearningUsers:
+        return LearningUsers(
+            Attribution(
+                states,
+                opened=rewards.opened,
+                converted=rewards.converted,
+                dismissed=rewards.dismissed,
+                opted_out=rewards.opted_out,
+                no_response=rewards.no_response,
+                window_ms=rewards.window_seconds * _SECOND_MS,
+                feature_spec=spec,
+            ),
+            InteractionTracker(gap_ms=gap_ms),
+        )
+
+    return make
+
+
+def _items(_shard: str, states: Shard[Any]) -> LearningItems:
+    return LearningItems(ItemStatsShard(states))
+
+
+def _shard_of_batch(batch: ShardBatch) -> str:
+    return batch.shard
+
+
+def _shard_of_signal(signal: ItemSignal) -> str:
+    return item_shard(signal.item_id)
+
+
+def rewards_by_shard(learned: list[tuple[str, Any]]) -> list[tuple[str, Reward]]:
+    """Key rewards by the learner that is to learn them."""
+    return [(entry.shard, entry) for _shard, entry in learned if isinstance(entry, Reward)]
+
+
+def signals_by_shard(learned: list[tuple[str, Any]]) -> list[tuple[str, ItemSignal]]:
+    """Key signals by the shard of their item."""
+    return [
+        (item_shard(entry.item_id), entry)
+        for _shard, entry in learned
+        if isinstance(entry, ItemSignal)
+    ]
+
+
+def policy_records(rows: list[tuple[str, PolicyShard]]) -> list[tuple[str, OutRecord]]:
+    """Encode learners' rows, keyed by shard."""
+    return [
+        _record(row.shard, f"{row.shard}:{row.version}", encode(row), "push.policy.v1", row.time_ms)
+        for _key, row in rows
+    ]
+
+
+def item_records(rows: list[tuple[str, ItemStats]]) -> list[tuple[str, OutRecord]]:
+    """Encode items' statistics, keyed by item."""
+    return [
+        _record(
+            row.item_id,
+            f"{row.item_id}:{row.as_of_ms}",
+            encode(row),
+            "push.item-stats.v1",
+            row.as_of_ms,
+        )
+        for _key, row in rows
+    ]
+
+
+def _record(
+    key: str, record_id: str, value: bytes, kind: str, time_ms: int
+) -> tuple[str, OutRecord]:
+    return key, OutRecord(key, record_id, value, headers(record_id, kind, SOURCE_NAME), time_ms)
+
+
+def decoder(settings: Settings) -> Callable[[int, Any], PartitionDecoder]:
+    """Return a maker of the decoder of a partition."""
+    kinds = {settings.kafka.topic(name): kind for name, kind in TOPICS.items()}
+
+    def make(partition: int, state: Any) -> PartitionDecoder:
+        return PartitionDecoder(
+            partition,
+            kinds,
+            n_shards=settings.state.shards,
+            # Events come well before the decisions that they lead to, so they do not count.
+            clock_kinds=(Decision, Feedback),
+            lateness_ms=settings.time.lateness_seconds * _SECOND_MS,
+            max_ahead_ms=settings.time.max_ahead_seconds * _SECOND_MS,
+            state=state,
+        )
+
+    return make
+
+
+def from_settings(settings: Settings, *, n_workers: int, stop_at_end: bool = False) -> Dataflow:
+    """Return the flow with its real ends."""
+    client = settings.kafka.client()
+    source = CopartitionedSource(
+        client,
+        [settings.kafka.topic(name) for name in TOPICS],
+        make_decoder=decoder(settings),
+        batch_size=settings.kafka.batch_size,
+        stop_at_end=stop_at_end,
+    )
+    ends = Ends(
+        source=source,
+        policy=TableSink(client, settings.kafka.topic("push.policy.v1")),
+        item_stats=TableSink(client, settings.kafka.topic("push.item-stats.v1")),
+        dead_letters=None,  # `decide` reads the same topics and tells of what is wrong in them
+    )
+    return build(settings, ends, n_workers=n_workers)

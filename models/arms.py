@@ -1,0 +1,319 @@
+"""The policy's columns: what it knows of the moment and of each arm, and their crosses.
+
+Owns    the names, order, scaling and rounding of the policy's input, and its hash. `decide`
+        builds it, the decisions topic logs it (context once, arm columns for each action), and
+        `learn` builds the same row again from the log.
+
+All columns are rounded to 4 decimals *before* use. A logged decision therefore holds the exact
+input in short numbers: `design(logged context, logged features)` equals the row that was used,
+bit for bit, whether the arms were float32 or float64 on the way.
+
+Everything is scaled to about [-3, 3], for the learner's prior is the same for every column.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from models.features import COLUMN
+
+DECIMALS: Final = 4
+TRIGGERS: Final = ("intent", "cart_left", "session_ended", "idle")
+SOURCES: Final = ("neighbour", "content", "trend", "unfinished")
+PUSH_HOURS_CAP: Final = 168.0  # a week: longer ago is the same as never
+FRESH_DAYS: Final = 7.0
+LIMIT: Final = 8.0  # no column leaves [-8, 8]: one absurd value must not own the regression
+
+# A rate is told as (smoothed rate / its prior mean) - 1, at most RATE_CAP: 0 for an unknown item.
+# Prior mean, and how many views (or pushes) the prior counts as.
+CLICK_PRIOR: Final = (0.10, 20.0)
+PURCHASE_PRIOR: Final = (0.02, 50.0)
+OPEN_PRIOR: Final = (0.10, 20.0)
+RATE_CAP: Final = 5.0
+
+POLICY_CONTEXT: Final = (
+    "hour_sin",  # in the user's timezone
+    "hour_cos",
+    "weekday_sin",
+    "weekday_cos",
+    "session_events",  # log(1 + x) / 3, as are the next five counts
+    "events_1d",
+    "opens",
+    "dismissals",
+    "pushes_1d",
+    "pushes_7d",
+    "push_pause",  # log hours since the last push, 0 just now, 1 a week ago or never
+    *(f"trigger_{name}" for name in TRIGGERS),
+)
+ARM: Final = (
+    "score_z",  # the student's score, z-scored within the set
+    "score_rank",  # 1 for the best, 1 / log2(2 + rank)
+    "fused_z",
+    *(f"source_{name}" for name in SOURCES),
+    "popularity",  # log(1 + x), z-scored within the set
+    "click_rate",
+    "purchase_rate",
+    "open_rate",
+    "freshness",  # exp(-age / 7 days)
+    "price",  # log(1 + price) / 5
+    "category_affinity",  # share of the user's history in the item's category
+    "times_pushed",  # log(1 + pushes of this item to this user)
+    "push_recency",  # exp(-days since that); 0: never
+)
+CROSSES: Final = (  # (column of ARM, column of POLICY_CONTEXT)
+    ("score_z", "hour_sin"),
+    ("score_z", "hour_cos"),
+    ("score_z", "opens"),
+    ("score_z", "session_events"),
+    ("score_z", "trigger_intent"),
+    ("score_z", "trigger_cart_left"),
+    ("score_z", "trigger_session_ended"),
+    ("category_affinity", "trigger_intent"),
+    ("category_affinity", "session_events"),
+    ("category_affinity", "opens"),
+    ("source_unfinished", "trigger_cart_left"),
+    ("source_trend", "trigger_idle"),
+    ("freshness", "trigger_idle"),
+    ("open_rate", "opens"),
+    ("purchase_rate", "trigger_cart_left"),
+)
+DESIGN: Final = ("bias", *POLICY_CONTEXT, *ARM, *(f"{arm} x {context}" for arm, context in CROSSES))
+N_POLICY_CONTEXT: Final = len(POLICY_CONTEXT)
+N_ARM: Final = len(ARM)
+D: Final = len(DESIGN)
+
+_ARM_COLUMN = {name: i for i, name in enumerate(ARM)}
+_ARMS_FROM = 1 + N_POLICY_CONTEXT
+_CROSSES_FROM = _ARMS_FROM + N_ARM
+_CROSS_ARM = np.array([_ARM_COLUMN[arm] for arm, _ in CROSSES])
+_CROSS_CONTEXT = np.array([POLICY_CONTEXT.index(context) for _, context in CROSSES])
+_TRIGGER_ROW = {name: [float(name == other) for other in TRIGGERS] for name in TRIGGERS}
+_SOURCE_ROW = {name: [float(name == other) for other in SOURCES] for name in SOURCES}
+_NO_TRIGGER = [0.0] * len(TRIGGERS)
+_NO_SOURCE = [0.0] * len(SOURCES)
+
+_TIME_COLUMNS = tuple(COLUMN[n] for n in ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos"))
+_COUNT_COLUMNS = tuple(
+    COLUMN[n]
+    for n in ("session_events", "events_sliding_1d", "opens_decayed", "dismissals_decayed")
+)
+
+
+def policy_context(
+    raw_context: Sequence[float] | NDArray[Any],
+    trigger_type: str,
+    hours_since_push: float,
+    pushes_1d: int,
+    pushes_7d: int,
+) -> NDArray[np.float64]:
+    """Return the columns that all arms of one trigger share.
+
+    Parameters
+    ----------
+    raw_context
+        Shape (C,), unscaled, in the order of `models.features.CONTEXT`.
+    trigger_type
+        One of `TRIGGERS`; another one has zeros in all four columns.
+    hours_since_push
+        Since the last push to this user, hours, >= 0; infinity for never.
+    pushes_1d, pushes_7d
+        Pushes to this user in the last 24 hours and 7 days.
+
+    Returns
+    -------
+    float64, shape (len(POLICY_CONTEXT),), rounded to 4 decimals.
+
+    Examples
+    --------
+    >>> from models.features import N_CONTEXT
+    >>> row = policy_context([0.0] * N_CONTEXT, "idle", float("inf"), 0, 0)
+    >>> row.shape == (len(POLICY_CONTEXT),), float(row[-1]), float(row[-5])
+    (True, 1.0, 1.0)
+    """
+    counts = [float(raw_context[i]) for i in _COUNT_COLUMNS]
+    pause = math.log1p(min(max(hours_since_push, 0.0), PUSH_HOURS_CAP))
+    values = [
+        *(float(raw_context[i]) for i in _TIME_COLUMNS),
+        *(math.log1p(max(count, 0.0)) / 3 for count in (*counts, pushes_1d, pushes_7d)),
+        pause / math.log1p(PUSH_HOURS_CAP),
+        *_TRIGGER_ROW.get(trigger_type, _NO_TRIGGER),
+    ]
+    return _rounded(np.array(values))
+
+
+def arm_features(
+    *,
+    scores: ArrayLike,
+    fused: ArrayLike,
+    sources: Sequence[str],
+    popularity: ArrayLike,
+    views: ArrayLike,
+    clicks: ArrayLike,
+    purchases: ArrayLike,
+    pushes: ArrayLike,
+    opens: ArrayLike,
+    age_days: ArrayLike,
+    price: ArrayLike,
+    category_affinity: ArrayLike,
+) -> NDArray[np.float32]:
+    """Return the arms' own columns for one trigger, push fatigue left at zero.
+
+    Every argument has shape (K,), K >= 0, one entry for each arm.
+
+    Parameters
+    ----------
+    scores
+        The student's, any scale; one that is not finite counts as the worst of the set.
+    fused
+        The candidates' fused scores.
+    sources
+        Names of `SOURCES`; another one has zeros in all four columns.
+    popularity, views, clicks, purchases, pushes, opens
+        Decayed counts >= 0, as in `ItemStats`; 0 for an item without statistics.
+    age_days
+        Since the item was first seen, days, >= 0.
+    price
+        In the catalogue's unit, >= 0.
+    category_affinity
+        Share of the user's history in the item's category, 0 to 1.
+
+    Returns
+    -------
+    float32, shape (K, len(ARM)), rounded to 4 decimals, columns in the order of `ARM`.
+
+    Examples
+    --------
+    >>> one = {name: [0.0, 0.0] for name in ("popularity", "views", "clicks", "purchases",
+    ...        "pushes", "opens", "age_days", "price", "category_affinity", "fused")}
+    >>> rows = arm_features(scores=[3.0, 1.0], sources=["trend", "content"], **one)
+    >>> rows.shape == (2, len(ARM)), rows[:, 0].tolist(), rows[:, 5].tolist()
+    (True, [1.0, -1.0], [1.0, 0.0])
+    """
+    score = _floats(scores)
+    finite = np.isfinite(score)
+    if not finite.all():
+        score = np.where(finite, score, score[finite].min() if finite.any() else 0.0)
+    out = np.zeros((len(score), N_ARM))  # (K, d_a)
+    rank = np.empty(len(score))
+    rank[np.argsort(-score, kind="stable")] = np.arange(len(score))
+    out[:, 0] = _z(score)
+    out[:, 1] = 1 / np.log2(2 + rank)
+    out[:, 2] = _z(_floats(fused))
+    out[:, 3:7] = np.reshape([_SOURCE_ROW.get(s, _NO_SOURCE) for s in sources], (-1, len(SOURCES)))
+    out[:, 7] = _z(np.log1p(np.maximum(_floats(popularity), 0)))
+    seen = _floats(views)
+    out[:, 8] = _lift(_floats(clicks), seen, CLICK_PRIOR)
+    out[:, 9] = _lift(_floats(purchases), seen, PURCHASE_PRIOR)
+    out[:, 10] = _lift(_floats(opens), _floats(pushes), OPEN_PRIOR)
+    out[:, 11] = np.exp(-np.maximum(_floats(age_days), 0) / FRESH_DAYS)
+    out[:, 12] = np.log1p(np.maximum(_floats(price), 0)) / 5
+    out[:, 13] = _floats(category_affinity)
+    return _rounded(out).astype(np.float32)
+
+
+def with_fatigue(
+    arms: NDArray[np.float32], times_pushed: ArrayLike, days_since_pushed: ArrayLike
+) -> NDArray[np.float32]:
+    """Return a copy with the last two columns filled.
+
+    Parameters
+    ----------
+    arms
+        From `arm_features`, shape (K, len(ARM)).
+    times_pushed
+        Pushes of each item to this user, shape (K,).
+    days_since_pushed
+        Since the last of them, days, shape (K,); infinity for never.
+
+    Examples
+    --------
+    >>> rows = with_fatigue(np.zeros((2, len(ARM)), np.float32), [0, 1], [float("inf"), 0.0])
+    >>> rows[:, -2:].round(2).tolist() == np.float32([[0, 0], [0.69, 1]]).tolist()
+    True
+    """
+    out = arms.copy()
+    out[:, -2] = _rounded(np.log1p(_floats(times_pushed)))
+    out[:, -1] = _rounded(np.exp(-np.maximum(_floats(days_since_pushed), 0)))
+    return out
+
+
+def design(context: ArrayLike, arms: ArrayLike) -> NDArray[np.float64]:
+    """Return the policy's input: [1, context, arms, crosses] in the order of `DESIGN`.
+
+    Parameters
+    ----------
+    context
+        Shape (len(POLICY_CONTEXT),): an array of `policy_context`, or as a decision logged it.
+    arms
+        Shape (K, len(ARM)): an array of `with_fatigue`, or the logged features of K actions.
+
+    Returns
+    -------
+    float64, shape (K, D). A row depends on its own arm and the context alone, to the last bit.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit: the log was written under another `policy_spec_hash`.
+    """
+    shared = np.round(np.asarray(context, np.float64), DECIMALS)  # (d_c,)
+    own = np.round(np.asarray(arms, np.float64), DECIMALS)  # (K, d_a)
+    if shared.shape != (N_POLICY_CONTEXT,) or own.ndim != 2 or own.shape[1] != N_ARM:
+        raise ValueError(f"columns of another policy spec: {shared.shape}, {own.shape}")
+    x = np.empty((len(own), D))  # (K, D)
+    x[:, 0] = 1.0
+    x[:, 1:_ARMS_FROM] = shared
+    x[:, _ARMS_FROM:_CROSSES_FROM] = own
+    np.multiply(own.take(_CROSS_ARM, 1), shared.take(_CROSS_CONTEXT), out=x[:, _CROSSES_FROM:])
+    return x
+
+
+def loggable(columns: ArrayLike) -> list[Any]:
+    """Return columns as (nested) lists of short numbers for a decision.
+
+    >>> loggable(np.float32([0.1, 1 / 3]))
+    [0.1, 0.3333]
+    """
+    values: list[Any] = np.round(np.asarray(columns, np.float64), DECIMALS).tolist()
+    return values
+
+
+def policy_spec_hash() -> str:
+    """Return 16 hex digits that change with any name, order, scale or cross above.
+
+    >>> len(policy_spec_hash())
+    16
+    """
+    scales = (DECIMALS, PUSH_HOURS_CAP, FRESH_DAYS, LIMIT, RATE_CAP)
+    priors = (CLICK_PRIOR, PURCHASE_PRIOR, OPEN_PRIOR)
+    spec = repr((DESIGN, TRIGGERS, SOURCES, scales, priors))
+    return hashlib.blake2b(spec.encode(), digest_size=8).hexdigest()
+
+
+def _floats(values: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(values, np.float64)
+
+
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values.clip(-LIMIT, LIMIT).round(DECIMALS)
+
+
+def _z(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Z-score within the set; zeros where all are the same (or the set is empty)."""
+    if len(values) == 0:
+        return values
+    centred = values - values.mean()
+    spread = math.sqrt(float((centred * centred).mean()))
+    return centred / spread if spread > 1e-6 else np.zeros_like(values)
+
+
+def _lift(
+    hits: NDArray[np.float64], tries: NDArray[np.float64], prior: tuple[float, float]
+) -> NDArray[np.float64]:
+    mean, weight = prior
+    lift = (hits + mean * weight) / (tries + weight) / mean - 1.0
+    return np.clip(lift, -1.0, RATE_CAP)

@@ -1,0 +1,188 @@
+"""The student in service: ONNX Runtime, one thread, no torch.
+
+Reads   a model file (`models.checkpoint`).
+Emits   item vectors, and scores of candidates for a batch of users.
+
+A score must not depend on which other users share the batch, to the last bit: decisions are
+replayed at other batch sizes and must come out the same. ONNX Runtime's fp32 kernels add up
+each row by itself on the CPUs tried; it promises that nowhere. So the scorer does not
+trust: on loading it scores a set of made-up users alone and together, and where the bytes
+differ on this CPU it serves one user a call from then on (about 1.7 times the cost).
+Dynamic int8 is ruled out by the same rule: its scale is taken over the batch.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from models.checkpoint import ModelFileError, ModelMismatchError, checksum, read_model
+from models.dataset import N_BUCKETS, gap_buckets, time_bucket
+from models.features import CANDIDATES, EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
+
+__all__ = ["ModelFileError", "ModelMismatchError", "StudentScorer", "checksum"]
+
+# Users in one run of the graph. Past 64 the activations no longer fit the second-level cache
+# and each user costs more (`bench/student.py`).
+MAX_ROWS: Final = 32
+_EMBED_ROWS: Final = 1_024  # items embedded at a time: the block stays in cache
+
+Scores = NDArray[np.float32]
+
+
+class StudentScorer:
+    """Scores candidates with a trained student.
+
+    Parameters
+    ----------
+    path
+        A model file, as `models.train.train_student` writes it.
+
+    Raises
+    ------
+    ModelMismatchError
+        If the model was trained for another feature specification.
+    ModelFileError
+        If the file is absent, damaged or no student.
+
+    Attributes
+    ----------
+    version
+        Hash of the model's content, 16 hex digits.
+    dim
+        M, columns of an item vector.
+    item_ids
+        Items with vectors of their own.
+    metrics
+        What training measured, for people to read.
+    rows_per_call
+        Users scored in one run of the graph: `MAX_ROWS`, or 1 on a CPU whose kernels mix rows.
+
+    Notes
+    -----
+    One call costs about 0.1 ms for one user and 0.06 ms a user from 8 on (`bench/student.py`).
+    Memory: the file's arrays, and 5 MB of activations; nothing grows with use.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.version, model = read_model(Path(path))
+        self.dim = int(model.text_projection.shape[1])
+        self.item_ids = model.item_ids
+        self.metrics = model.metrics
+        self._row_of = {item_id: row for row, item_id in enumerate(model.item_ids)}
+        self._projection = model.text_projection
+        self._id_vectors = model.id_vectors
+        self._session = _open_session(path, model.onnx)
+        self.rows_per_call = MAX_ROWS
+        if not self._is_row_by_row():
+            self.rows_per_call = 1
+
+    def embed_items(self, item_ids: list[str], text_vectors: NDArray[np.float32]) -> Scores:
+        """Return item vectors, float32, shape (N, M), of text vectors, shape (N, TEXT_DIM).
+
+        An item seen in training has its own vector added; a new one has the text's alone. Each
+        row is the same bytes whatever the others are: products are added up column by column
+        in a fixed order, not by BLAS, whose order depends on the shape. 5 µs an item.
+        """
+        if text_vectors.shape != (len(item_ids), TEXT_DIM):
+            raise ValueError(f"{len(item_ids)} items, but text vectors {text_vectors.shape}")
+        vectors = np.zeros((len(item_ids), self.dim), np.float32)
+        for start in range(0, len(item_ids), _EMBED_ROWS):
+            block = vectors[start : start + _EMBED_ROWS]
+            texts = text_vectors[start : start + _EMBED_ROWS].astype(np.float32, copy=False)
+            for column in range(TEXT_DIM):
+                block += texts[:, column, None] * self._projection[column]
+        known = [(i, self._row_of[x]) for i, x in enumerate(item_ids) if x in self._row_of]
+        if known:
+            places, rows = np.array(known, np.int64).T
+            vectors[places] += self._id_vectors[rows]
+        return vectors
+
+    def score(  # noqa: PLR0917 - the arrays of one request, in the order they are made
+        self,
+        item_table: NDArray[np.float32],
+        history_rows: NDArray[np.int64],
+        history_types: NDArray[np.int64],
+        history_age_s: NDArray[np.float32],
+        context: NDArray[np.float32],
+        candidate_rows: NDArray[np.int64],
+    ) -> Scores:
+        """Return the students' scores, float32, shape (B, K); padding candidates get -inf.
+
+        Parameters
+        ----------
+        item_table
+            Vectors from `embed_items` below a row of zeros, C-contiguous, shape (N + 1, M).
+            Used where it lies, not copied.
+        history_rows, history_types
+            Rows of the table and codes of `models.features.EVENT_TYPES`, oldest first, shape
+            (B, T), padded with 0 **on the left only**: leave out items not in the table.
+        history_age_s
+            Seconds from each event to the trigger, shape (B, T).
+        context
+            Raw, in the order of `models.features.CONTEXT`, shape (B, C).
+        candidate_rows
+            Rows of the table, 0 for padding, shape (B, K), K at most `CANDIDATES`.
+        """
+        n_users, n_candidates = candidate_rows.shape
+        if n_candidates > CANDIDATES:
+            raise ValueError(f"at most {CANDIDATES} candidates, got {n_candidates}")
+        candidates = np.zeros((n_users, CANDIDATES), np.int64)
+        candidates[:, :n_candidates] = candidate_rows
+        columns: dict[str, NDArray[Any]] = {
+            "rows": history_rows.astype(np.int64, copy=False),
+            "types": history_types.astype(np.int64, copy=False),
+            "gaps": gap_buckets(history_rows, history_age_s),
+            "context": scale_context(context),
+            "age": np.where(history_rows[:, -1] > 0, time_bucket(history_age_s[:, -1]), 0),
+            "candidates": candidates,
+        }
+        scores = self._run(item_table, columns, self.rows_per_call)[:, :n_candidates]
+        return np.where(candidate_rows > 0, scores, np.float32(-np.inf))
+
+    def _run(
+        self, table: NDArray[np.float32], columns: dict[str, NDArray[Any]], rows_per_call: int
+    ) -> Scores:
+        n_users = len(columns["rows"])
+        scores = np.empty((n_users, CANDIDATES), np.float32)
+        for start in range(0, n_users, rows_per_call):
+            part = slice(start, start + rows_per_call)
+            feed = {name: np.ascontiguousarray(values[part]) for name, values in columns.items()}
+            scores[part] = self._session.run(["scores"], {"table": table, **feed})[0]
+        return scores
+
+    def _is_row_by_row(self) -> bool:
+        """Say whether this CPU gives each user the same bytes alone, in pairs and in a crowd."""
+        rng = np.random.default_rng(0)
+        table = rng.standard_normal((256, self.dim), np.float32)
+        table[0] = 0
+        shape = (MAX_ROWS, HISTORY)
+        is_item = np.arange(HISTORY) >= rng.integers(0, HISTORY, MAX_ROWS)[:, None]
+        columns: dict[str, NDArray[Any]] = {
+            "rows": rng.integers(1, 256, shape) * is_item,
+            "types": rng.integers(1, len(EVENT_TYPES), shape) * is_item,
+            "gaps": rng.integers(0, N_BUCKETS, shape) * is_item,
+            "context": rng.standard_normal((MAX_ROWS, N_CONTEXT), np.float32),
+            "age": rng.integers(0, N_BUCKETS, MAX_ROWS),
+            "candidates": rng.integers(1, 256, (MAX_ROWS, CANDIDATES)),
+        }
+        alone = self._run(table, columns, 1).tobytes()
+        return all(self._run(table, columns, n).tobytes() == alone for n in (2, 5, 13, MAX_ROWS))
+
+
+def _open_session(path: Path | str, model: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    # Processes, not threads, are how the flow grows: a second thread would fight a neighbour.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class
+        raise ModelFileError(
+            f"ONNX Runtime cannot load the network in {path}: {error}. "
+            "Make a new file with `pushflow train`."
+        ) from error

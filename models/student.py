@@ -1,0 +1,233 @@
+"""The student: a small causal transformer that says which item a user wants next.
+
+Reads   the last T items with event types and gaps, the context and the trigger's age.
+Emits   one user vector a request; a candidate's score is its dot product with an item vector.
+Owns    the network and its loss. `models.export` writes the same network as ONNX, a test holds
+        the two together; `models.train` trains it.
+
+An item vector is a projection of the item's text plus, where the item was seen in training,
+a vector of its own. The own vector is dropped at random in training, so that the projection
+learns to stand alone: an item added a second ago is scored by its text. The last column of an
+item's vector meets a user column that starts at 1 and so acts as the item's popularity.
+
+Positions are a learned bias for each distance and head (Raffel et al. 2020, section 2.1), not
+vectors added to the tokens: keys and values then do not depend on where an item stands, and
+may be kept while the window slides. The context enters after the sequence, for the same reason.
+
+References
+----------
+Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018.
+Klenitskiy and Vasilev, "Turning Dross Into Gold Loss", RecSys 2023 (full softmax for it).
+Yi et al., "Sampling-Bias-Corrected Neural Modeling", RecSys 2019 (logQ correction).
+"""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.dataset import N_BUCKETS
+from models.features import EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM
+
+# Added to attention logits. Padding weighs exp(-1e4) = 0 against any item; what lies ahead is
+# lower still, so that the padding before a user's first item sees padding only.
+PAD_BIAS: Final = -1e4
+FUTURE_BIAS: Final = -1e9
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The network's sizes; the defaults cost about 55 µs a user on one core (`bench/student.py`).
+
+    `id_dropout` is the share of items whose own vector is hidden in a training step;
+    `context_dropout` the share of examples without context, so that both kinds are served.
+    """
+
+    width: int = 64  # W, and M: columns of an item vector
+    layers: int = 2
+    heads: int = 2
+    feed_forward: int = 256
+    request: int = 128  # hidden width where context and history meet
+    dropout: float = 0.2
+    id_dropout: float = 0.15
+    context_dropout: float = 0.15
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit together."""
+        if self.width % self.heads or self.layers < 1:
+            raise ValueError(f"width {self.width} must divide into {self.heads} heads, layers >= 1")
+
+
+class TeacherLogits(NamedTuple):
+    """What a teacher thinks of some candidates: the target of a distillation."""
+
+    candidates: Tensor  # int64, shape (E, Kt), item rows
+    logits: Tensor  # float32, shape (E, Kt)
+    temperature: float = 2.0
+    share: float = 0.5  # of the loss; the rest is the true next item
+
+
+class _Layer(nn.Module):
+    """One pre-norm block: causal attention with a bias by distance, then a feed-forward."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.distance = nn.Parameter(torch.zeros(config.heads, HISTORY))
+        self.forward_norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, config.feed_forward)
+        self.down = nn.Linear(config.feed_forward, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return x (B, T, W) after the block; `mask` (B, 1, T, T) is added to the logits."""
+        n_batch, length, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(n_batch, length, 3, self.heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, W/H)
+        steps = torch.arange(length)
+        distance = (steps[:, None] - steps).clamp(min=0)  # (T, T)
+        bias = self.distance[:, distance] + mask  # (B, H, T, T)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, H, T, W/H)
+        mixed = mixed.transpose(1, 2).reshape(n_batch, length, width)  # (B, T, W)
+        x = x + self.dropout(self.out(mixed))
+        hidden = F.relu(self.up(self.forward_norm(x)))  # (B, T, F)
+        mixed = x + self.dropout(self.down(hidden))
+        return mixed
+
+
+class Student(nn.Module):
+    """The network over a catalogue of `n_items` items with their own vectors.
+
+    Notes
+    -----
+    Parameters: about 64 for each item, and 120,000 at the default sizes.
+
+    Examples
+    --------
+    >>> student = Student(StudentConfig(), n_items=3)
+    >>> table = student.item_table(torch.zeros(3, TEXT_DIM))  # row 0 is padding
+    >>> rows = torch.tensor([[0] * (HISTORY - 1) + [2]])
+    >>> zeros = torch.zeros_like(rows)
+    >>> hidden = student.encode(table, rows, zeros, zeros)  # (B, T, W)
+    >>> users = student.users(hidden[:, -1], torch.zeros(1, N_CONTEXT), torch.tensor([0]))
+    >>> (users @ table.T).shape
+    torch.Size([1, 4])
+    """
+
+    def __init__(self, config: StudentConfig, n_items: int) -> None:
+        super().__init__()
+        width = config.width
+        self.config = config
+        self.ids = nn.Embedding(n_items, width)
+        self.text = nn.Linear(TEXT_DIM, width, bias=False)
+        self.item_in = nn.Linear(width, width, bias=False)
+        self.kind = nn.Embedding(len(EVENT_TYPES), width)
+        self.gap = nn.Embedding(N_BUCKETS, width)
+        self.blocks = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.final_norm = nn.LayerNorm(width)
+        self.request_history = nn.Linear(width, config.request)
+        self.request_context = nn.Linear(N_CONTEXT, config.request, bias=False)
+        self.request_age = nn.Embedding(N_BUCKETS, config.request)
+        self.request_out = nn.Linear(config.request, width, bias=False)
+        self.user_out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        for embedding in (self.ids, self.kind, self.gap):
+            nn.init.normal_(embedding.weight, std=0.05)
+        # Trained without contexts these stay at zero, and the model does not heed them.
+        nn.init.zeros_(self.request_context.weight)
+        nn.init.zeros_(self.request_age.weight)
+        nn.init.zeros_(self.user_out.bias)
+        with torch.no_grad():
+            self.user_out.bias[-1] = 1.0  # the popularity column
+
+    def item_table(self, text_vectors: Tensor, *, keep_ids: Tensor | None = None) -> Tensor:
+        """Return the items' vectors below a row of zeros, shape (N + 1, W).
+
+        `keep_ids`, float32 of shape (N, 1), is 0 for items that must do with their text.
+        """
+        own = self.ids.weight if keep_ids is None else self.ids.weight * keep_ids  # (N, W)
+        return F.pad(self.text(text_vectors) + own, (0, 0, 1, 0))  # (N + 1, W)
+
+    def encode(self, table: Tensor, rows: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
+        """Return the state after each position, shape (B, T, W), blind to what follows it."""
+        length = rows.shape[1]
+        x = self.item_in(F.embedding(rows, table)) + self.kind(types) + self.gap(gaps)  # (B, T, W)
+        x = self.dropout(x)
+        mask = torch.full((length, length), FUTURE_BIAS).triu(1)  # (T, T)
+        mask = mask + torch.where(rows == 0, PAD_BIAS, 0.0)[:, None, None, :]  # (B, 1, T, T)
+        for block in self.blocks:
+            x = block(x, mask)
+        normed: Tensor = self.final_norm(x)
+        return normed
+
+    def users(self, states: Tensor, contexts: Tensor | None, ages: Tensor) -> Tensor:
+        """Return user vectors (..., W) of states (..., W), scaled contexts (..., C), ages (...)."""
+        joined = self.request_history(states) + self.request_age(ages)  # (..., R)
+        if contexts is not None:
+            joined = joined + self.request_context(contexts)
+        users: Tensor = self.user_out(states) + self.request_out(self.dropout(F.relu(joined)))
+        return users
+
+
+class Negatives(NamedTuple):
+    """Sampled wrong answers: item rows (S,) and the log of how often each is drawn (N + 1,)."""
+
+    rows: Tensor
+    log_q: Tensor
+
+
+def next_item_loss(
+    users: Tensor,
+    table: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    among: Tensor | None = None,
+    negatives: Negatives | None = None,
+    teacher: TeacherLogits | None = None,
+) -> Tensor:
+    """Return the weighted mean cross-entropy of the next item, of E examples.
+
+    Parameters
+    ----------
+    users
+        User vectors, float32, shape (E, W).
+    table
+        Item vectors, shape (N + 1, W); row 0 is padding and never an answer.
+    targets, weights
+        The true rows, int64, and what each counts for, float32, shape (E,).
+    among
+        The rows that could be answers, int64, sorted, with all targets; None is the whole
+        table. Items that nobody has met yet must not be learned as wrong answers.
+    negatives
+        None takes the softmax over all of `among`; else over the target and the sample,
+        corrected for how often the sampling draws each item (Yi et al. 2019, eq. 6).
+    teacher
+        Adds its share of KL(teacher, student) over its candidates, at its temperature, times
+        the temperature squared (Hinton et al. 2015), so that gradients keep their size.
+    """
+    if negatives is None:
+        rows = torch.arange(1, len(table)) if among is None else among
+        logits = users @ F.embedding(rows, table).T  # (E, S)
+        losses = F.cross_entropy(logits, torch.searchsorted(rows, targets), reduction="none")
+    else:
+        right = (users * F.embedding(targets, table)).sum(-1) - negatives.log_q[targets]  # (E,)
+        wrong = users @ F.embedding(negatives.rows, table).T - negatives.log_q[negatives.rows]
+        wrong = wrong.masked_fill(negatives.rows == targets[:, None], FUTURE_BIAS)  # (E, S)
+        losses = torch.logsumexp(torch.cat((right[:, None], wrong), 1), 1) - right
+    if teacher is not None:
+        chosen = F.embedding(teacher.candidates, table)  # (E, Kt, W)
+        mine = F.log_softmax((chosen @ users[:, :, None])[..., 0] / teacher.temperature, -1)
+        theirs = F.log_softmax(teacher.logits / teacher.temperature, -1)
+        distance = F.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)  # (E,)
+        losses = (1 - teacher.share) * losses + teacher.share * teacher.temperature**2 * distance
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-9)

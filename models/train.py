@@ -1,0 +1,330 @@
+"""Training the student: from histories of events to a model file.
+
+Reads   histories, the items' ids and texts.
+Emits   a model file and what it measured against popularity on a later stretch of time.
+Owns    the training loop: batches, optimiser, early stopping.
+
+Time is cut twice: the model trains on targets before the first cut, stops by the stretch
+between the cuts, and is measured once on the stretch after the second. Requests of the test
+see all events before them, as serving does; the weights do not.
+
+The same input, seed and thread count give the same file, byte for byte, on one machine.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.checkpoint import write_model
+from models.dataset import (
+    Histories,
+    Requests,
+    Windows,
+    gap_buckets,
+    n_windows,
+    popularity,
+    requests_at,
+    targets_between,
+    time_bucket,
+    time_split,
+    training_windows,
+)
+from models.evaluate import metrics_from_ranks, ranks
+from models.export import export_student
+from models.features import scale_context
+from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
+from models.text import encode_texts
+
+_EVALUATION_ROWS: Final = 256  # requests scored at a time: bounds memory at 256 x N scores
+_CLIP_NORM: Final = 1.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; the defaults are tuned on ml-latest-small (`bench/student.py --train`)."""
+
+    student: StudentConfig = field(default_factory=StudentConfig)
+    epochs: int = 12  # at most
+    patience: int = 2  # epochs without a better validation NDCG@10
+    batch_size: int = 64  # windows of T targets
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    validation: float = 0.1  # share of events
+    test: float = 0.1  # share of events, the newest
+    max_requests: int = 2_000  # of the validation; the test takes five times as many
+    full_softmax_items: int = 20_000  # beyond, `negatives` are drawn instead
+    negatives: int = 2_048
+    threads: int = 2
+
+
+class Progress(NamedTuple):
+    """How far training is: steps done of at most `total`, and the newest numbers."""
+
+    done: int
+    total: int
+    epoch: int
+    loss: float
+    ndcg: float  # validation NDCG@10 of the epoch before, 0 in the first
+
+
+class TrainResult(NamedTuple):
+    """What training made."""
+
+    path: Path
+    version: str
+    metrics: dict[str, float]
+
+
+# Called for each batch; may return what a teacher thinks of the batch's examples (E, in the
+# order of the positions with a weight).
+Teacher = Callable[[Windows], TeacherLogits | None]
+
+
+def train_student(
+    histories: Histories,
+    item_ids: Sequence[str],
+    item_texts: Sequence[str],
+    *,
+    path: Path,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+    teacher: Teacher | None = None,
+) -> TrainResult:
+    """Train a student and write its file.
+
+    Parameters
+    ----------
+    histories
+        From `models.dataset.build_histories` with the same `item_ids`.
+    item_ids, item_texts
+        The catalogue as trained on, parallel; texts as `models.text.item_text` joins them.
+    path
+        Where the model file goes; replaced in one step.
+    seed
+        Of weights, order of batches and dropout.
+    on_progress
+        Called after each step.
+    teacher
+        Turns training into distillation; see `models.student.TeacherLogits`.
+
+    Raises
+    ------
+    ValueError
+        If there are no events to train on before the first cut.
+    """
+    config = config or TrainConfig()
+    texts = encode_texts(list(item_texts))
+    cuts = time_split(histories, validation=config.validation, test=config.test)
+    with _deterministic(seed, config.threads):
+        student = Student(config.student, len(item_ids))
+        _seed_popularity(student, popularity(histories, len(item_ids), until_s=cuts[0]))
+        trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
+        epochs = trainer.fit(on_progress or (lambda _: None), teacher)
+        metrics = {
+            "epochs": float(epochs),
+            **_test_metrics(student, histories, texts, cuts, config),
+        }
+    model = export_student(student, item_ids, metrics)
+    return TrainResult(path, write_model(path, model), metrics)
+
+
+class _Trainer:
+    """One run of training; `fit` leaves the best epoch's weights in the student."""
+
+    def __init__(
+        self,
+        student: Student,
+        histories: Histories,
+        texts: NDArray[np.float32],
+        cuts: tuple[int, int],
+        *,
+        config: TrainConfig,
+        seed: int,
+    ) -> None:
+        self.student, self.histories, self.config, self.cuts = student, histories, config, cuts
+        self.texts = torch.from_numpy(texts)
+        self.rng = np.random.default_rng(seed)
+        n_batches = -(-n_windows(histories, until_s=cuts[0]) // config.batch_size)
+        self.total = config.epochs * n_batches
+        self.optimizer = torch.optim.AdamW(
+            student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        warmup = max(1, self.total // 20)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _rate(step, warmup, self.total)
+        )
+        counts = popularity(histories, len(texts), until_s=cuts[0])
+        self.known = np.flatnonzero(counts)  # rows met in training, S of them
+        self.is_known = torch.from_numpy(counts[1:, None] > 0)  # (N, 1)
+        self.draw = np.sqrt(counts[self.known])  # between uniform and popularity
+        self.draw /= self.draw.sum()
+        self.validation = targets_between(histories, *cuts, limit=config.max_requests)
+
+    def fit(self, on_progress: Callable[[Progress], None], teacher: Teacher | None) -> int:
+        """Train to the best epoch; return how many epochs ran."""
+        best, best_state, best_epoch, done, ndcg = -1.0, None, 0, 0, 0.0
+        for epoch in range(1, self.config.epochs + 1):
+            self.student.train()
+            for batch in training_windows(
+                self.histories,
+                until_s=self.cuts[0],
+                batch_size=self.config.batch_size,
+                rng=self.rng,
+            ):
+                loss = self._step(batch, teacher(batch) if teacher else None)
+                done += 1
+                on_progress(Progress(min(done, self.total), self.total, epoch, loss, ndcg))
+            if done == 0:
+                raise ValueError("no events before the validation's start: nothing to train on")
+            ndcg = evaluate_student(self.student, self.histories, self.texts, self.validation)[
+                "ndcg@10"
+            ]
+            if ndcg > best:
+                best, best_epoch = ndcg, epoch
+                best_state = {k: v.clone() for k, v in self.student.state_dict().items()}
+            if epoch - best_epoch >= self.config.patience:
+                break
+        if best_state is not None:
+            self.student.load_state_dict(best_state)
+        return epoch
+
+    def _step(self, batch: Windows, teacher: TeacherLogits | None) -> float:
+        student = self.student
+        is_kept = torch.rand(len(self.texts), 1) >= student.config.id_dropout
+        table = student.item_table(self.texts, keep_ids=(is_kept & self.is_known).float())
+        rows, types, gaps = (torch.from_numpy(x) for x in (batch.rows, batch.types, batch.gaps))
+        states = student.encode(table, rows, types, gaps)  # (B, T, W)
+        weights = torch.from_numpy(batch.weights)
+        picked = weights > 0  # (B, T), E of them
+        contexts = self._contexts(batch, picked)
+        users = student.users(states[picked], contexts, torch.from_numpy(batch.ages)[picked])
+        loss = next_item_loss(
+            users,
+            table,
+            torch.from_numpy(batch.targets)[picked],
+            weights[picked],
+            among=torch.from_numpy(self.known),
+            negatives=self._negatives(),
+            teacher=teacher,
+        )
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(student.parameters(), _CLIP_NORM)
+        self.optimizer.step()
+        self.schedule.step()
+        return float(loss.detach())
+
+    def _contexts(self, batch: Windows, picked: Tensor) -> Tensor | None:
+        if batch.contexts is None:
+            return None
+        scaled = torch.from_numpy(scale_context(batch.contexts[picked.numpy()]))  # (E, C)
+        is_kept = torch.rand(len(scaled), 1) >= self.student.config.context_dropout
+        return scaled * is_kept
+
+    def _negatives(self) -> Negatives | None:
+        if len(self.known) <= self.config.full_softmax_items:
+            return None
+        size = self.config.negatives
+        rows = self.rng.choice(self.known, size, p=self.draw)
+        log_q = np.zeros(len(self.texts) + 1, np.float32)
+        log_q[self.known] = np.log(size * self.draw)
+        return Negatives(torch.from_numpy(rows), torch.from_numpy(log_q))
+
+
+def evaluate_student(
+    student: Student, histories: Histories, texts: Tensor, events: NDArray[np.int64]
+) -> dict[str, float]:
+    """Return ranking metrics over the whole catalogue at the given target events."""
+    student.eval()
+    found = [np.empty(0, np.int64)]
+    with torch.no_grad():
+        table = student.item_table(texts)
+        for start in range(0, len(events), _EVALUATION_ROWS):
+            part = events[start : start + _EVALUATION_ROWS]
+            requests = requests_at(histories, part)
+            scores = (_user_vectors(student, table, requests) @ table[1:].T).numpy()
+            found.append(ranks(scores, np.arange(len(part)), requests.targets - 1))
+    return _single_target_metrics(np.concatenate(found))
+
+
+def _user_vectors(student: Student, table: Tensor, requests: Requests) -> Tensor:
+    rows = torch.from_numpy(requests.rows)
+    gaps = torch.from_numpy(gap_buckets(requests.rows, requests.age_s))
+    states = student.encode(table, rows, torch.from_numpy(requests.types), gaps)[:, -1]  # (B, W)
+    ages = np.where(requests.rows[:, -1] > 0, time_bucket(requests.age_s[:, -1]), 0)
+    contexts = torch.from_numpy(scale_context(requests.contexts))
+    return student.users(states, contexts, torch.from_numpy(ages))
+
+
+def _test_metrics(
+    student: Student,
+    histories: Histories,
+    texts: NDArray[np.float32],
+    cuts: tuple[int, int],
+    config: TrainConfig,
+) -> dict[str, float]:
+    """Return the student's test metrics and, prefixed, popularity's on the same requests."""
+    events = targets_between(histories, cuts[1], None, limit=5 * config.max_requests)
+    metrics = evaluate_student(student, histories, torch.from_numpy(texts), events)
+    metrics["test_requests"] = float(len(events))
+    is_cold = popularity(histories, len(texts), until_s=cuts[0])[histories.rows[events]] == 0
+    cold = evaluate_student(student, histories, torch.from_numpy(texts), events[is_cold])
+    metrics["cold_requests"], metrics["cold_hr@100"] = float(is_cold.sum()), cold["hr@100"]
+    counts = popularity(histories, len(texts), until_s=cuts[1])[1:]
+    n_lower = np.searchsorted(np.sort(counts), counts[histories.rows[events] - 1])
+    rank = len(counts) - n_lower  # ties count against it, the rule of `evaluate.ranks`
+    for name, value in _single_target_metrics(rank).items():
+        metrics[f"popularity_{name}"] = value
+    return metrics
+
+
+def _single_target_metrics(rank: NDArray[np.int64]) -> dict[str, float]:
+    if not len(rank):
+        return dict.fromkeys(("hr@10", "hr@100", "ndcg@10", "ndcg@100", "mrr"), 0.0)
+    ones = np.ones(len(rank), np.int64)
+    found = metrics_from_ranks(rank, np.arange(len(rank)), ones)
+    # With one right item recall is the hit rate, and precision says no more.
+    return {name: v for name, v in found.items() if not name.startswith(("recall", "precision"))}
+
+
+def _seed_popularity(student: Student, counts: NDArray[np.float64]) -> None:
+    """Give items met in training the log of their count, centred, as popularity.
+
+    Items not met get no vector of their own: their text speaks for them, as for an item that
+    comes after training.
+    """
+    is_known = counts[1:] > 0
+    logs = np.log1p(counts[1:])
+    logs -= logs[is_known].mean() if is_known.any() else 0.0
+    with torch.no_grad():
+        student.ids.weight[:, -1] = torch.from_numpy(logs.astype(np.float32))
+        student.ids.weight *= torch.from_numpy(is_known[:, None])
+
+
+def _rate(step: int, warmup: int, total: int) -> float:
+    """Return the share of the learning rate: a linear start, then half a cosine to 2%."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * done)))
+
+
+@contextmanager
+def _deterministic(seed: int, threads: int) -> Iterator[None]:
+    """Seed torch and fix its threads for a while; give the caller's back."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

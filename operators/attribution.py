@@ -1,0 +1,444 @@
+"""Attribution: decisions joined with their feedback, in event time, into rewards to learn.
+
+Reads   `Decision` and `Feedback` of one shard, each with its partition and that partition's
+        watermark.
+Emits   `Reward` for the learner and `ItemSignal` ("push", "open") for item statistics.
+Owns    what an outcome is worth, and when a decision counts as answered; one `AttributionState`
+        a user.
+
+A push is worth the sum of what its user did with it, each outcome once: opened, converted,
+dismissed, opted_out. The first outcome is learned at once. If none has come when the window
+closes, `no_response` is learned; what comes later becomes a correction, the difference to what
+was learned. So whatever the order of messages, the rewards of a decision add up to its worth.
+
+A push that never reached anybody (token_invalid, expired) teaches nothing: no reward, or back to
+0 if the window had closed before that was known.
+
+Timers are a heap for each partition, by event time, and are found again in the states on restore.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from typing import Final, Protocol
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.arms import LIMIT, D, design
+from operators.hops import ItemSignal, Reward
+from operators.messages import NONE_ARM, Decision, Feedback
+
+UNDELIVERED: Final = frozenset(("token_invalid", "expired"))
+# A deadline further off is taken as this: FCM keeps a message 4 weeks, and a week more.
+MAX_WINDOW_MS: Final = 35 * 86_400_000
+_VERSION: Final = 1  # of the bytes; a change of layout takes the next number
+_DEADLINE, _FORGET, _EARLY, _IDLE = range(4)  # kinds of timers, in order at one instant
+Timer = tuple[int, str, int, str]  # due ms, user_id, kind, decision_id
+Output = Reward | ItemSignal
+
+
+class Pending(msgspec.Struct, array_like=True):
+    """A push whose worth may still change: about 500 bytes."""
+
+    item_id: str
+    deadline_ms: int
+    x: bytes  # row of models.arms.design, float64 (D,)
+    learned: float | None = None  # sum of the rewards emitted; None: none yet
+    is_closed: bool = False  # the window
+    types: list[str] = []  # feedback applied, one of each type
+    feedback_ids: list[str] = []
+
+
+class AttributionState(msgspec.Struct, array_like=True):
+    """What `learn` keeps of one user.
+
+    At most 64 pending pushes and 32 decisions' early feedback; `recent` is bounded by
+    `operators.item_stats`, which fills it. Below 50 KB, and below 1 KB for a usual user.
+
+    Examples
+    --------
+    >>> state = AttributionState(recent=[("i1", 5)])
+    >>> decode_state(encode_state(state)) == state
+    True
+    """
+
+    partition: int = 0  # the user's, to find the timers' heap again
+    pending: dict[str, Pending] = {}  # by decision_id, oldest first
+    early: dict[str, list[Feedback]] = {}  # feedback that came before its decision
+    recent: list[tuple[str, int]] = []  # (item_id, ms) of late, for what goes together
+    recent_country: str = ""
+    last_ms: int = 0  # newest interaction
+    has_idle_timer: bool = False
+
+
+class States(Protocol):
+    """The shard's users; `operators.state` has it on RocksDB and in memory."""
+
+    def get(self, key: str, /) -> AttributionState: ...  # noqa: D102
+    def peek(self, key: str, /) -> AttributionState | None: ...  # noqa: D102
+    def delete(self, key: str, /) -> None: ...  # noqa: D102
+    def scan(self) -> Iterator[tuple[str, AttributionState]]: ...  # noqa: D102
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AttributionState)
+
+
+def new_state(user_id: str) -> AttributionState:
+    """Return the state of a user not seen before; `user_id` is not kept in it."""
+    return AttributionState()
+
+
+def encode_state(state: AttributionState) -> bytes:
+    """Return the state as a version byte and MessagePack."""
+    return bytes((_VERSION,)) + _encoder.encode(state)
+
+
+def decode_state(data: bytes) -> AttributionState:
+    """Return the state that `encode_state` packed; ValueError for another version."""
+    if not data or data[0] != _VERSION:
+        raise ValueError(f"attribution state of version {data[:1]!r}, this code reads {_VERSION}")
+    return _decoder.decode(memoryview(data)[1:])
+
+
+class Attribution:
+    """The rewards of one shard's users.
+
+    Parameters
+    ----------
+    states
+        The shard's users; timers are rebuilt from its `scan`.
+    opened, converted, dismissed, opted_out
+        What an outcome is worth, reward units.
+    no_response
+        What a push without outcome is worth when its window has closed.
+    window_ms
+        How long feedback waits for its decision, event time; a decision's own window is its
+        `reward_deadline`.
+    forget_after_ms
+        How long after its deadline a decision still takes corrections. Default 2 x `window_ms`.
+    idle_after_ms
+        How long a user's recent items are kept after their last interaction.
+    feature_spec
+        Learn only from decisions with this `learning.feature_spec`; "" checks sizes alone.
+
+    Attributes
+    ----------
+    counts
+        Messages that taught nothing, by reason: "duplicate", "orphan" (feedback of no decision
+        that is known), "stale" (a decision older than all corrections), "mismatched" (columns of
+        another policy spec), "crowded_out" (a decision settled early, the user had 64).
+
+    Notes
+    -----
+    Before each entry call `advance` with the entry's watermark, then `on_decision` or
+    `on_feedback` with the same: then the rewards do not depend on batch sizes. The watermark must
+    not run ahead of the decisions topic, or decisions come in stale.
+
+    Memory beside the states: 1 timer for each pending push, early feedback and user.
+
+    Examples
+    --------
+    >>> from models.arms import N_ARM, N_POLICY_CONTEXT
+    >>> from operators.state import DictShard
+    >>> shard = DictShard("07", encode=encode_state, decode=decode_state, new=new_state)
+    >>> attribution = Attribution(shard, opened=1.0, converted=1.0, dismissed=-0.3,
+    ...     opted_out=-5.0, no_response=-0.05, window_ms=1_000)
+    >>> day = 1_700_000_000_000
+    >>> sent = msgspec.convert(dict(
+    ...     decision_id="d1", user_id="u1", decided_at=day, outcome="send", reason_codes=[],
+    ...     trigger=dict(type="idle", event_id="e1"), content=None, explanation=[],
+    ...     delivery=dict(channel="any", send_after=day, expires_at=day, priority="normal",
+    ...         collapse_key="c"),
+    ...     learning=dict(policy_id="", policy_version="", model_version="", feature_spec="",
+    ...         campaign_id="", arm="policy", context=[0.0] * N_POLICY_CONTEXT,
+    ...         action_set=[dict(item_id="i1", source="trend", score=0.0, probability=1.0,
+    ...             features=[0.0] * N_ARM)],
+    ...         chosen=0, propensity=1.0, is_exploration=False, reward_deadline=day + 1_000),
+    ... ), Decision)
+    >>> [signal.type for signal in attribution.on_decision(sent, 0, day)]
+    ['push']
+    >>> [reward.reward for reward in attribution.advance(0, day + 1_000)]  # silence
+    [-0.05]
+    >>> late = Feedback(feedback_id="f1", decision_id="d1", user_id="u1", type="opened",
+    ...     time_ms=day + 2_000)
+    >>> reward, signal = attribution.on_feedback(late, 0, day + 2_000)
+    >>> reward.reward, reward.is_correction, signal.type
+    (1.05, True, 'open')
+    """
+
+    MAX_PENDING: Final = 64
+    MAX_EARLY: Final = 32
+
+    def __init__(
+        self,
+        states: States,
+        *,
+        opened: float,
+        converted: float,
+        dismissed: float,
+        opted_out: float,
+        no_response: float,
+        window_ms: int,
+        forget_after_ms: int | None = None,
+        idle_after_ms: int = 30 * 86_400_000,
+        feature_spec: str = "",
+    ) -> None:
+        self._states = states
+        self._worth = {
+            "opened": opened,
+            "converted": converted,
+            "dismissed": dismissed,
+            "opted_out": opted_out,
+        }
+        self._no_response = no_response
+        self._window_ms = window_ms
+        self._forget_after_ms = 2 * window_ms if forget_after_ms is None else forget_after_ms
+        self._idle_after_ms = idle_after_ms
+        self._feature_spec = feature_spec
+        self._timers: dict[int, list[Timer]] = {}  # by partition
+        self.counts: Counter[str] = Counter()
+        for user_id, state in states.scan():
+            self._timers.setdefault(state.partition, []).extend(self._timers_of(user_id, state))
+        for heap in self._timers.values():
+            heapify(heap)
+
+    def interaction(self, user_id: str, partition: int, time_ms: int) -> AttributionState:
+        """Return the user's state for an event at `time_ms`, to be changed in place.
+
+        The caller owns `recent` and `recent_country`; they are cleared once the user is idle.
+        """
+        state = self._state(user_id, partition)
+        state.last_ms = max(state.last_ms, time_ms)
+        if not state.has_idle_timer:
+            state.has_idle_timer = True
+            self._at(partition, (state.last_ms + self._idle_after_ms, user_id, _IDLE, ""))
+        return state
+
+    def on_decision(self, decision: Decision, partition: int, watermark_ms: int) -> list[Output]:
+        """Take a decision; only a push that was sent can earn a reward."""
+        pending = self._pending_of(decision)
+        if pending is None:
+            return []
+        decision_id, user_id = decision.decision_id, decision.user_id
+        if pending.deadline_ms + self._forget_after_ms <= watermark_ms:
+            return self._ignore("stale")
+        state = self._state(user_id, partition)
+        if decision_id in state.pending:
+            return self._ignore("duplicate")
+        out = self._make_room(state, partition)
+        state.pending[decision_id] = pending
+        self._at(partition, (pending.deadline_ms, user_id, _DEADLINE, decision_id))
+        out.append(self._signal(state, pending, "push", decision.decided_at))
+        # In order of event time, so that the order of arrival leaves no trace.
+        early = state.early.pop(decision_id, [])
+        for feedback in sorted(early, key=lambda f: (f.time_ms, f.feedback_id)):
+            out += self._apply(state, pending, feedback, partition)
+        return out
+
+    def on_feedback(self, feedback: Feedback, partition: int, watermark_ms: int) -> list[Output]:
+        """Take feedback; "accepted" and "delivered" change no reward."""
+        if feedback.type not in self._worth and feedback.type not in UNDELIVERED:
+            return []
+        known = self._states.peek(feedback.user_id)
+        if known is None or feedback.decision_id not in known.pending:
+            return self._wait(feedback, partition, watermark_ms)
+        state = self._state(feedback.user_id, partition)
+        return self._apply(state, state.pending[feedback.decision_id], feedback, partition)
+
+    def advance(self, partition: int, watermark_ms: int) -> list[Output]:
+        """Fire the partition's timers up to its watermark, in order of event time."""
+        out: list[Output] = []
+        heap = self._timers.get(partition, [])
+        while heap and heap[0][0] <= watermark_ms:
+            out += self._fire(heappop(heap), partition, watermark_ms)
+        return out
+
+    def forget(self, user_id: str) -> None:
+        """Erase a user; what they taught the learner before stays, as sums over all users."""
+        self._states.delete(user_id)
+        for heap in self._timers.values():
+            heap[:] = [timer for timer in heap if timer[1] != user_id]
+            heapify(heap)
+
+    def _pending_of(self, decision: Decision) -> Pending | None:
+        learning = decision.learning
+        if decision.outcome != "send" or decision.delivery.dry_run:
+            return None
+        if not 0 <= learning.chosen < len(learning.action_set):
+            self.counts["mismatched"] += 1
+            return None
+        action = learning.action_set[learning.chosen]
+        if action.item_id == NONE_ARM:
+            return None
+        x = _row(learning.context, action.features)
+        if x is None or self._feature_spec not in ("", learning.feature_spec):
+            self.counts["mismatched"] += 1
+            return None
+        latest_ms = decision.decided_at + MAX_WINDOW_MS
+        return Pending(action.item_id, min(learning.reward_deadline, latest_ms), x.tobytes())
+
+    def _make_room(self, state: AttributionState, partition: int) -> list[Output]:
+        """Settle the oldest push of a user who has too many, as if its window closed now."""
+        if len(state.pending) < self.MAX_PENDING:
+            return []
+        self.counts["crowded_out"] += 1
+        oldest = min(state.pending, key=lambda key: (state.pending[key].deadline_ms, key))
+        pending = state.pending.pop(oldest)
+        pending.is_closed = True
+        return self._settle(oldest, pending, partition, pending.deadline_ms)
+
+    def _wait(self, feedback: Feedback, partition: int, watermark_ms: int) -> list[Output]:
+        """Keep feedback until its decision comes, for one window at most."""
+        due_ms = feedback.time_ms + self._window_ms
+        if due_ms <= watermark_ms:
+            return self._ignore("orphan")
+        state = self._state(feedback.user_id, partition)
+        waiting = state.early.setdefault(feedback.decision_id, [])
+        if any(_is_repeat(feedback, f.type, f.feedback_id) for f in waiting):
+            return self._ignore("duplicate")
+        waiting.append(feedback)
+        self._at(partition, (due_ms, feedback.user_id, _EARLY, feedback.decision_id))
+        if len(state.early) > self.MAX_EARLY:
+            first = next(iter(state.early))
+            self.counts["orphan"] += len(state.early.pop(first))
+        return []
+
+    def _apply(
+        self, state: AttributionState, pending: Pending, feedback: Feedback, partition: int
+    ) -> list[Output]:
+        if feedback.time_ms >= pending.deadline_ms + self._forget_after_ms:
+            return self._ignore("orphan")
+        seen = zip(pending.types, pending.feedback_ids, strict=True)
+        if any(_is_repeat(feedback, kind, feedback_id) for kind, feedback_id in seen):
+            return self._ignore("duplicate")
+        pending.types.append(feedback.type)
+        pending.feedback_ids.append(feedback.feedback_id)
+        out = self._settle(feedback.decision_id, pending, partition, feedback.time_ms)
+        if feedback.type == "opened":
+            out.append(self._signal(state, pending, "open", feedback.time_ms))
+        return out
+
+    def _settle(
+        self, decision_id: str, pending: Pending, partition: int, time_ms: int
+    ) -> list[Output]:
+        """Emit what lies between a push's worth and what was learned of it."""
+        worth = self._worth_of(pending)
+        if worth is None or worth == pending.learned:
+            return []
+        is_correction = pending.learned is not None
+        reward = worth - (pending.learned or 0.0)
+        pending.learned = worth
+        x = np.frombuffer(pending.x)  # (D,)
+        if x.shape != (D,):  # kept through an upgrade that changed the columns
+            return self._ignore("mismatched")
+        return [Reward(f"p{partition}", decision_id, x, reward, is_correction, time_ms)]
+
+    def _worth_of(self, pending: Pending) -> float | None:
+        """Return a push's reward by all that is known, or None if there is none to learn yet."""
+        # In the table's order: the order of arrival must not reach the last bits of the sum.
+        outcomes = [worth for kind, worth in self._worth.items() if kind in pending.types]
+        if outcomes:
+            return sum(outcomes)
+        if not UNDELIVERED.isdisjoint(pending.types):
+            return None if pending.learned is None else 0.0
+        return self._no_response if pending.is_closed else None
+
+    def _fire(self, timer: Timer, partition: int, watermark_ms: int) -> list[Output]:
+        due_ms, user_id, kind, decision_id = timer
+        known = self._states.peek(user_id)
+        if known is None:
+            return []
+        if kind == _IDLE:
+            self._idle(known, user_id, partition, watermark_ms)
+            return []
+        if kind == _EARLY:
+            self._give_up(known, user_id, decision_id, watermark_ms)
+            return []
+        if decision_id not in known.pending:  # crowded out
+            return []
+        state = self._states.get(user_id)
+        if kind == _FORGET:
+            del state.pending[decision_id]
+            self._drop_if_empty(user_id, state)
+            return []
+        pending = state.pending[decision_id]
+        pending.is_closed = True
+        self._at(partition, (due_ms + self._forget_after_ms, user_id, _FORGET, decision_id))
+        return self._settle(decision_id, pending, partition, due_ms)
+
+    def _give_up(
+        self, known: AttributionState, user_id: str, decision_id: str, watermark_ms: int
+    ) -> None:
+        """Drop feedback whose decision did not come within the window."""
+        if decision_id not in known.early:
+            return
+        state = self._states.get(user_id)
+        horizon_ms = watermark_ms - self._window_ms
+        waiting = state.early.pop(decision_id)
+        kept = [feedback for feedback in waiting if feedback.time_ms > horizon_ms]
+        self.counts["orphan"] += len(waiting) - len(kept)
+        if kept:
+            state.early[decision_id] = kept
+        self._drop_if_empty(user_id, state)
+
+    def _idle(
+        self, known: AttributionState, user_id: str, partition: int, watermark_ms: int
+    ) -> None:
+        """Drop a user's recent items once they were idle for long enough; else look again."""
+        due_ms = known.last_ms + self._idle_after_ms
+        if due_ms > watermark_ms:
+            self._at(partition, (due_ms, user_id, _IDLE, ""))
+            return
+        state = self._states.get(user_id)
+        state.has_idle_timer = False
+        state.recent.clear()
+        self._drop_if_empty(user_id, state)
+
+    def _drop_if_empty(self, user_id: str, state: AttributionState) -> None:
+        # One with an idle timer stays for it, so that no user ever has two.
+        if not (state.pending or state.early or state.recent or state.has_idle_timer):
+            self._states.delete(user_id)
+
+    def _timers_of(self, user_id: str, state: AttributionState) -> Iterator[Timer]:
+        # A window that has closed closes once more, which emits nothing and leads to _FORGET.
+        for decision_id, pending in state.pending.items():
+            yield pending.deadline_ms, user_id, _DEADLINE, decision_id
+        for decision_id, waiting in state.early.items():
+            for feedback in waiting:
+                yield feedback.time_ms + self._window_ms, user_id, _EARLY, decision_id
+        if state.has_idle_timer:
+            yield state.last_ms + self._idle_after_ms, user_id, _IDLE, ""
+
+    def _signal(
+        self, state: AttributionState, pending: Pending, kind: str, time_ms: int
+    ) -> ItemSignal:
+        return ItemSignal(pending.item_id, kind, time_ms, state.recent_country, 1.0, ())
+
+    def _state(self, user_id: str, partition: int) -> AttributionState:
+        state = self._states.get(user_id)
+        state.partition = partition
+        return state
+
+    def _at(self, partition: int, timer: Timer) -> None:
+        heappush(self._timers.setdefault(partition, []), timer)
+
+    def _ignore(self, reason: str) -> list[Output]:
+        self.counts[reason] += 1
+        return []
+
+
+def _row(context: list[float], features: list[float]) -> NDArray[np.float64] | None:
+    """Return the row to learn, (D,), or None for columns that ours cannot be."""
+    try:
+        x: NDArray[np.float64] = design(context, [features])[0]
+    except ValueError:
+        return None
+    # No column of ours leaves LIMIT, no cross its square; a larger one would own the sums.
+    return x if np.abs(x).max() <= LIMIT * LIMIT else None
+
+
+def _is_repeat(feedback: Feedback, kind: str, feedback_id: str) -> bool:
+    return feedback.type == kind or feedback.feedback_id == feedback_id

@@ -1,0 +1,262 @@
+"""Candidates: which items could be pushed for a trigger, from several sources, merged.
+
+Reads   a trigger and the catalogue's columns, both as they stand.
+Emits   at most K candidates, best first, each with the source that spoke for it most.
+Owns    the merge, its weights, and what may not be proposed.
+
+Each source of `models.sources` proposes rows, best first; reciprocal-rank fusion adds
+`weight / (60 + rank)` over the sources that name a row. Ranks compare where scores do not: a
+cosine, a count and an age. All that is summed or compared is an integer, so a trigger has the
+same candidates in every process that holds the same tables, whatever the batch, the rows'
+numbers or the CPU.
+
+References
+----------
+Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
+Methods", SIGIR 2009.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.features import CANDIDATES, EVENT_CODE
+from models.item_rows import ItemRows
+from models.neighbours import best_rows
+from models.sources import (
+    WEIGHT_UNIT,
+    ContentSource,
+    NeighbourSource,
+    Query,
+    Rows,
+    Source,
+    TrendSource,
+    UnfinishedSource,
+)
+from operators.hops import Candidate, Trigger
+
+Floats = NDArray[np.float64]
+
+# Tuned on online-retail, invoices of July 2011 (`python -m bench.candidates --tune`).
+WEIGHTS: Final = {"neighbour": 1.0, "content": 0.3, "trend": 0.5, "unfinished": 1.0}
+# For a cart left behind the cart is the message: with this weight its 20 rows come before all
+# that the other sources together can say (8 / 80 > 1.8 / 61).
+CART_LEFT_WEIGHT: Final = 8.0
+FALLBACK_WEIGHT: Final = 0.01  # 0.01 / 61 is less than any source's last place
+
+_RRF: Final = 60  # as in the paper: tells the first ten apart, and yet the hundredth counts
+_UNIT: Final = 2**28  # a fused score of 1; scores stay below 0.2
+_DAY_MS: Final = 86_400_000
+_WEEK_MS: Final = 7 * _DAY_MS
+
+# How much of an item's say is left: 2% less by each place further back, and half by each week
+# since the newest. An invoice's items weigh about the same, last month's hardly anything.
+_BY_PLACE: Final = 0.98
+_RECENCY_HALF_LIFE_S: Final = 7 * 86_400
+_PUT_BACK: Final = frozenset((EVENT_CODE["cart_remove"], EVENT_CODE["refund"]))
+
+
+class ArmInputs(NamedTuple):
+    """What `models.arms.arm_features` reads of the candidates; each float64, shape (K,).
+
+    Counts are decayed to the trigger's time; 0 for an item without statistics.
+    """
+
+    popularity: Floats  # weighted interactions, half-life 1 day
+    views: Floats  # half-life 7 days, as the next four
+    clicks: Floats
+    purchases: Floats
+    pushes: Floats
+    opens: Floats
+    age_days: Floats  # since created, else first seen; 0 where neither is known
+    price: Floats
+    category_affinity: Floats  # share of the history, by recency, in the main category, 0 to 1
+
+
+class CandidateGenerator:
+    """Proposes candidates for triggers.
+
+    Parameters
+    ----------
+    items
+        The catalogue.
+    weights
+        Weight of each source by name, >= 0; 0 or absent turns a source off.
+    limit
+        K, candidates at most, 1 to 100.
+    sources
+        Sources in a fixed order, at most 8 with 100 rows each; of equal contributions the
+        earlier source is named.
+
+    Notes
+    -----
+    150 µs a trigger at 4,000 items, 50 history items and K = 100, most of it the content
+    source (`python -m bench.candidates`). Holds nothing of users.
+
+    Examples
+    --------
+    >>> from operators.catalogue import Catalogue
+    >>> from operators.hops import Engagement, History
+    >>> from operators.messages import Item
+    >>> catalogue = Catalogue()
+    >>> for item_id, title in ("a", "red lamp"), ("b", "lamp, blue"), ("c", "tea"):
+    ...     catalogue.apply(item_id, Item(item_id=item_id, title=title))
+    >>> catalogue.refresh()
+    True
+    >>> saw_a = History(["a"], [EVENT_CODE["view"]], [1_700_000_000])
+    >>> trigger = Trigger("intent", "e1", "u1", "00", 1_700_000_060_000, [], saw_a, [], [], "", "",
+    ...     None, Engagement(0.0, 0.0, 0, False))
+    >>> [(c.item_id, c.source) for c in CandidateGenerator(catalogue).generate(trigger)]
+    [('a', 'unfinished'), ('b', 'trend'), ('c', 'trend')]
+    """
+
+    def __init__(
+        self,
+        items: ItemRows,
+        *,
+        weights: Mapping[str, float] = WEIGHTS,
+        limit: int = CANDIDATES,
+        sources: Sequence[Source] | None = None,
+    ) -> None:
+        if sources is None:
+            sources = (NeighbourSource(), ContentSource(), TrendSource(), UnfinishedSource())
+        self._items = items
+        self._limit = limit
+        self._sources = [source for source in sources if weights.get(source.name, 0.0) > 0]
+        self._names = [source.name for source in self._sources] + ["trend"]
+        self._shares = {s.name: _shares(weights[s.name]) for s in self._sources}
+        self._cart_left_shares = self._shares | {"unfinished": _shares(CART_LEFT_WEIGHT)}
+        self._fallback = len(self._sources)
+
+    def generate(self, trigger: Trigger) -> list[Candidate]:
+        """Return the trigger's candidates, best first; none only where nothing can be pushed."""
+        items = self._items
+        query = make_query(trigger, items)
+        fused = np.zeros(items.n_rows, np.int64)
+        strongest = np.zeros(items.n_rows, np.int64)  # contribution x 16 + (15 - source)
+        is_cart_left = trigger.type == "cart_left"
+        shares = self._cart_left_shares if is_cart_left else self._shares
+        for place, source in enumerate(self._sources):
+            rows = source.propose(query)
+            share = shares[source.name][: len(rows)]
+            fused[rows] += share
+            strongest[rows] = np.maximum(strongest[rows], share * 16 + (15 - place))
+        found = np.flatnonzero(fused)
+        if len(found) < self._limit:
+            self._fill(query, fused, strongest, self._limit - len(found))
+            found = np.flatnonzero(fused)
+        best = best_rows(fused[found], found, items.id_rank, items.row_of_rank, self._limit)
+        places = 15 - (strongest[best] & 15)
+        scores = fused[best] / _UNIT
+        ids, names = items.item_ids, self._names
+        return [
+            Candidate(ids[row], names[place], score)
+            for row, place, score in zip(
+                best.tolist(), places.tolist(), scores.tolist(), strict=True
+            )
+        ]
+
+    def generate_batch(self, triggers: Sequence[Trigger]) -> list[list[Candidate]]:
+        """Return the candidates of each trigger; the others in the batch make no difference."""
+        return [self.generate(trigger) for trigger in triggers]
+
+    def _fill(
+        self, query: Query, fused: NDArray[np.int64], strongest: NDArray[np.int64], missing: int
+    ) -> None:
+        """Add what is popular anywhere, else newest, behind what the sources proposed."""
+        items = query.items
+        rows = np.flatnonzero(~query.is_seen & (fused == 0))
+        rows = best_rows(items.trend[rows], rows, items.id_rank, items.row_of_rank, missing)
+        fused[rows] = _FALLBACK_SHARES[: len(rows)]
+        strongest[rows] = 15 - self._fallback
+
+
+def make_query(trigger: Trigger, items: ItemRows) -> Query:
+    """Return the trigger as rows, and what may not be proposed for it."""
+    history = items.rows_of(reversed(trigger.history.item_ids))
+    types = trigger.history.types[::-1]
+    newest_s = trigger.time_ms // 1_000
+    age_s = [max(newest_s - second, 0) for second in reversed(trigger.history.time_s)]
+    recent, weights = _recent(history, types, age_s)
+    cart = items.rows_of(reversed(trigger.cart))
+    is_closed = ~items.is_servable[: items.n_rows]  # row 0 is never servable
+    is_closed[items.closed_rows(trigger.time_ms)] = True
+    is_closed[items.rows_of(trigger.bought)] = True
+    is_seen = is_closed.copy()
+    is_seen[history] = True
+    is_seen[cart] = True
+    return Query(
+        items=items,
+        recent=recent,
+        weights=weights,
+        history=history,
+        types=types,
+        age_s=age_s,
+        cart=cart,
+        is_cart_first=trigger.type == "cart_left",
+        country=items.countries.get(trigger.profile.country) if trigger.profile else 0,
+        category=items.categories.get(trigger.category),
+        is_closed=is_closed,
+        is_seen=is_seen,
+    )
+
+
+def arm_inputs(trigger: Trigger, candidates: Sequence[Candidate], items: ItemRows) -> ArmInputs:
+    """Return what the policy's arm features need of a trigger's candidates."""
+    rows = np.array(items.rows_of(c.item_id for c in candidates), np.int64)  # (K,)
+    age_ms = np.maximum(trigger.time_ms - items.stats_ms[rows], 0)
+    by_day = np.exp2(-age_ms / _DAY_MS)
+    by_week = np.exp2(-age_ms / _WEEK_MS)
+    born_ms = np.where(
+        items.created_ms[rows] > 0, items.created_ms[rows], items.first_seen_ms[rows]
+    )
+    is_born = (born_ms > 0) & (born_ms < trigger.time_ms)
+    return ArmInputs(
+        popularity=items.popularity[rows] * by_day,
+        views=items.views[rows] * by_week,
+        clicks=items.clicks[rows] * by_week,
+        purchases=items.purchases[rows] * by_week,
+        pushes=items.pushes[rows] * by_week,
+        opens=items.opens[rows] * by_week,
+        age_days=np.where(is_born, (trigger.time_ms - born_ms) / _DAY_MS, 0.0),
+        price=items.price[rows],
+        category_affinity=_category_affinity(make_query(trigger, items), rows),
+    )
+
+
+def _category_affinity(query: Query, rows: Rows) -> Floats:
+    category = query.items.category
+    of_recent = category[query.recent]
+    is_known = of_recent > 0
+    weights = query.weights[is_known].astype(np.float64)  # whole numbers: sums are exact
+    wanted = category[rows]
+    if not len(weights) or not len(rows):
+        return np.zeros(len(rows))
+    by_category = np.bincount(of_recent[is_known], weights=weights, minlength=int(wanted.max()) + 1)
+    share: Floats = by_category[wanted] / weights.sum()
+    return share
+
+
+def _recent(
+    history: list[int], types: list[int], age_s: list[int]
+) -> tuple[Rows, NDArray[np.int64]]:
+    weight_of: dict[int, int] = {0: 0}
+    newest_age_s = age_s[0] if age_s else 0
+    for row, code, age in zip(history, types, age_s, strict=True):
+        if row not in weight_of:
+            by_age = 2.0 ** (-max(age - newest_age_s, 0) / _RECENCY_HALF_LIFE_S)
+            by_place = _BY_PLACE ** (len(weight_of) - 1)
+            weight_of[row] = 0 if code in _PUT_BACK else int(WEIGHT_UNIT * by_place * by_age)
+    kept = [(row, weight) for row, weight in weight_of.items() if weight]
+    rows, weights = np.array(kept, np.int64).reshape(-1, 2).T
+    return rows, weights
+
+
+def _shares(weight: float) -> NDArray[np.int64]:
+    """Return what a source with this weight gives to its places, int64, shape (100,)."""
+    return np.rint(_UNIT * weight / (_RRF + 1 + np.arange(CANDIDATES))).astype(np.int64)
+
+
+_FALLBACK_SHARES: Final = _shares(FALLBACK_WEIGHT)

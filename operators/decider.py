@@ -1,0 +1,288 @@
+"""Decider: the one answer to each trigger, held against everything a push may not do.
+
+Reads   ranked triggers of one shard, in order, and what has been sent to each user.
+Emits   exactly one `Decision` a trigger.
+Owns    the decision's id, the order of verdict, policy and content, and the record of sends.
+
+Eligibility comes before the policy, so that the policy chooses among what may be sent and cannot
+explore past it. The draw is seeded by the decision's id, and the id follows from the trigger
+alone: a replay decides the same. A deferred push counts as sent at the time it is planned for.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.arms import design, loggable, policy_context, policy_spec_hash, with_fatigue
+from models.policy import explain, sample
+from operators import metrics
+from operators.campaigns import CampaignTable, assign_arm
+from operators.content import collapse_key, render
+from operators.eligibility import (
+    NO_CANDIDATES,
+    POLICY_NONE,
+    Verdict,
+    check,
+    choose_channel,
+    item_fault,
+)
+from operators.fatigue import PushState
+from operators.hops import Candidate, Forget, Ranked, Trigger
+from operators.messages import (
+    NONE_ARM,
+    Action,
+    Campaign,
+    Caps,
+    Content,
+    Decision,
+    Delivery,
+    Explanation,
+    Item,
+    Learning,
+    TriggerRef,
+)
+from operators.policy_table import PolicyTable
+
+DAY_MS: Final = 86_400_000
+_EMPTY: Final = PushState()  # read, never written: the sends of a user never sent to
+_NO_CAMPAIGN_KEY: Final = "none"
+
+
+class Pushes(Protocol):
+    """The part of `operators.state.Shard` that is needed here."""
+
+    def get(self, key: str) -> PushState: ...  # noqa: D102
+    def peek(self, key: str) -> PushState | None: ...  # noqa: D102
+    def delete(self, key: str) -> None: ...  # noqa: D102
+
+
+def decision_id(trigger: Trigger, campaign_id: str) -> str:
+    """Return 32 hex digits from the trigger, campaign and user alone; the idempotency key."""
+    parts = (trigger.type, trigger.event_id, str(trigger.time_ms), campaign_id, trigger.user_id)
+    return hashlib.blake2b("\x1f".join(parts).encode(), digest_size=16).hexdigest()
+
+
+class Choice:
+    """What the policy saw, and what it chose: everything that is logged for learning.
+
+    The last action is always "none". Before a policy is asked it is the only one.
+    """
+
+    def __init__(self) -> None:
+        self.actions = [Action(NONE_ARM, "", 0.0, 1.0, [])]
+        self.chosen = 0
+        self.propensity = 1.0
+        self.policy_id = "rule"
+        self.is_exploration = False
+        self.context: list[float] = []
+        self.explanation: list[Explanation] = []
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the choice is to send nothing."""
+        return self.chosen == len(self.actions) - 1
+
+    @property
+    def item_id(self) -> str:
+        """The chosen item, or "none"."""
+        return self.actions[self.chosen].item_id
+
+
+class Decider:
+    """Decides for the users of one shard.
+
+    Parameters
+    ----------
+    pushes
+        What was sent, by user_id.
+    campaigns, policies
+        Global tables, kept current by the caller between batches.
+    item_of
+        item_id -> the item as it is now, or None.
+    window_ms
+        How long feedback may credit a decision, milliseconds of event time.
+    top_explanations
+        Columns that each decision explains itself by.
+
+    Notes
+    -----
+    About 120 us a decision with 20 arms. State: see `operators.fatigue`.
+    """
+
+    def __init__(
+        self,
+        pushes: Pushes,
+        *,
+        campaigns: CampaignTable,
+        policies: PolicyTable,
+        item_of: Callable[[str], Item | None],
+        window_ms: int,
+        top_explanations: int = 5,
+    ) -> None:
+        self._pushes = pushes
+        self._campaigns = campaigns
+        self._policies = policies
+        self._item_of = item_of
+        self._window_ms = window_ms
+        self._top = top_explanations
+        self._spec = policy_spec_hash()
+
+    def on_batch(self, batch: list[Ranked | Forget]) -> list[Decision]:
+        """Return one decision for each ranked trigger, in order."""
+        decisions = []
+        for ranked in batch:
+            if isinstance(ranked, Forget):
+                self._pushes.delete(ranked.user_id)
+                continue
+            decision = self._decide(ranked)
+            metrics.DECISIONS.labels(decision.outcome, decision.reason_codes[0]).inc()
+            decisions.append(decision)
+        return decisions
+
+    def _decide(self, ranked: Ranked) -> Decision:
+        trigger = ranked.trigger
+        campaign = self._campaigns.get(ranked.campaign_id) if ranked.campaign_id else None
+        sends = self._pushes.peek(trigger.user_id) or _EMPTY
+        arm = assign_arm(trigger.user_id, campaign.experiment) if campaign else ""
+        caps = self._campaigns.caps_at(trigger.time_ms)
+        verdict = check(
+            campaign,
+            trigger.profile,
+            trigger.engagement,
+            sends,
+            trigger.time_ms,
+            arm=arm,
+            caps=caps,
+        )
+        identity = decision_id(trigger, ranked.campaign_id)
+        choice, content = Choice(), None
+        if campaign is not None and verdict.outcome in ("send", "defer"):
+            choice = self._choose(
+                ranked,
+                sends,
+                caps=caps,
+                arm=arm,
+                identity=identity,
+                send_after_ms=verdict.send_after,
+            )
+            verdict = _after(verdict, choice)
+            if not choice.is_none:
+                content = self._content(campaign, choice.item_id, trigger)
+                self._pushes.get(trigger.user_id).record_send(verdict.send_after, choice.item_id)
+        learning = self._learning(ranked, verdict, choice, arm)
+        return Decision(
+            decision_id=identity,
+            trigger=TriggerRef(trigger.type, trigger.event_id),
+            user_id=trigger.user_id,
+            decided_at=trigger.time_ms,
+            outcome=verdict.outcome,
+            reason_codes=verdict.reasons,
+            delivery=_delivery(campaign, trigger, verdict),
+            content=content,
+            learning=learning,
+            explanation=choice.explanation,
+        )
+
+    def _choose(
+        self,
+        ranked: Ranked,
+        sends: PushState,
+        *,
+        caps: Caps,
+        arm: str,
+        identity: str,
+        send_after_ms: int,
+    ) -> Choice:
+        trigger, choice = ranked.trigger, Choice()
+        keep = [
+            k
+            for k, candidate in enumerate(ranked.candidates)
+            if item_fault(self._item_of(candidate.item_id), sends, caps, send_after_ms) is None
+        ]
+        if not keep:
+            return choice
+        candidates = [ranked.candidates[k] for k in keep]
+        time_ms = trigger.time_ms
+        counts = sends.item_fatigue([c.item_id for c in candidates], time_ms)
+        arms = with_fatigue(ranked.arm_features[keep], *counts)  # (K, d_a)
+        context = policy_context(
+            trigger.context,
+            trigger.type,
+            sends.hours_since_push(time_ms),
+            sends.pushes_since(time_ms, DAY_MS),
+            sends.pushes_since(time_ms, 7 * DAY_MS),
+        )
+        x = design(context, arms)  # (K, D)
+        policy = self._policies.policy(arm)
+        values, probabilities = policy.distribution(x)
+        choice.chosen = sample(probabilities, identity.encode())
+        choice.actions = _actions(candidates, ranked.scores[keep], probabilities, loggable(arms))
+        choice.propensity = float(probabilities[choice.chosen])
+        choice.policy_id = policy.policy_id
+        choice.is_exploration = choice.chosen != int(np.argmax(values))
+        choice.context = loggable(context)
+        if not choice.is_none:
+            shares = explain(x[choice.chosen], self._policies.mean, self._top)
+            choice.explanation = [Explanation(n, v, round(c, 6)) for n, v, c in shares]
+        return choice
+
+    def _content(self, campaign: Campaign, item_id: str, trigger: Trigger) -> Content | None:
+        item = self._item_of(item_id)
+        locale = trigger.profile.locale if trigger.profile else campaign.default_locale
+        return None if item is None else render(campaign, item, locale, time_ms=trigger.time_ms)
+
+    def _learning(self, ranked: Ranked, verdict: Verdict, choice: Choice, arm: str) -> Learning:
+        return Learning(
+            policy_id=choice.policy_id,
+            policy_version=self._policies.version,
+            model_version=ranked.model_version,
+            feature_spec=self._spec,
+            campaign_id=ranked.campaign_id,
+            arm=arm,
+            context=choice.context,
+            action_set=choice.actions,
+            chosen=choice.chosen,
+            propensity=choice.propensity,
+            is_exploration=choice.is_exploration,
+            reward_deadline=verdict.send_after + self._window_ms,
+        )
+
+
+def _after(verdict: Verdict, choice: Choice) -> Verdict:
+    """Return the verdict once the policy has chosen."""
+    if not choice.is_none:
+        return verdict
+    reason = POLICY_NONE if len(choice.actions) > 1 else NO_CANDIDATES
+    return verdict._replace(outcome="suppress", reasons=[reason])
+
+
+def _actions(
+    candidates: list[Candidate],
+    scores: NDArray[np.float32],
+    probabilities: NDArray[np.float64],
+    features: list[list[float]],
+) -> list[Action]:
+    rows = zip(candidates, scores.tolist(), probabilities.tolist(), features, strict=False)
+    actions = [
+        Action(candidate.item_id, candidate.source, round(score, 4), probability, columns)
+        for candidate, score, probability, columns in rows
+    ]
+    actions.append(Action(NONE_ARM, "", 0.0, float(probabilities[-1]), []))
+    return actions
+
+
+def _delivery(campaign: Campaign | None, trigger: Trigger, verdict: Verdict) -> Delivery:
+    channel = None
+    if campaign is not None and trigger.profile is not None:
+        channel = choose_channel(campaign, trigger.profile)
+    return Delivery(
+        channel=channel or "any",
+        send_after=verdict.send_after,
+        expires_at=verdict.expires_at,
+        priority=campaign.priority if campaign else "normal",
+        collapse_key=collapse_key(campaign.campaign_id) if campaign else _NO_CAMPAIGN_KEY,
+        dry_run=campaign.dry_run if campaign else False,
+    )

@@ -1,0 +1,277 @@
+"""Kafka as Bytewax sees it: a source of co-partitioned topics and two sinks.
+
+Reads   `operators.kafka_source` and `operators.kafka_sink`, which do the work.
+Owns    how partitions become Bytewax parts, and the wish to stop.
+
+Bytewax's own connectors poll each partition for up to a millisecond, decode one message at a
+time, and never learn that a delivery failed (FACTS: what bites, 8 and 9); hence these.
+
+A part's name is a recovery key: renaming one loses its position. The other names of
+`operators.kafka_*` that flows use can be had from here too.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic
+
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+
+from operators.kafka_admin import broker_info, create_topics, topic_drift, touch_topics
+from operators.kafka_client import (
+    KafkaFailure,
+    RawMessage,
+    address,
+    consumer_settings,
+    count_partitions,
+    open_consumer,
+)
+from operators.kafka_sink import (
+    OutRecord,
+    PartitionWriter,
+    RecoverFrom,
+    Writer,
+    murmur2,
+    partition_of,
+)
+from operators.kafka_source import Decoder, Item_co, PartitionReader, Snapshot, Start
+from operators.kafka_tables import Reader, TableFollower
+
+__all__ = [
+    "CopartitionedSource",
+    "Decoder",
+    "ExactlyOnceSink",
+    "KafkaFailure",
+    "OutRecord",
+    "RawMessage",
+    "Reader",
+    "TableFollower",
+    "TableSink",
+    "Writer",
+    "broker_info",
+    "clear_stop",
+    "create_topics",
+    "partition_of",
+    "request_stop",
+    "stop_requested",
+    "topic_drift",
+    "touch_topics",
+]
+
+_STOP = threading.Event()
+
+
+def request_stop() -> None:
+    """Ask every source of this process to end at its next poll, for a signal handler.
+
+    The flow then runs dry, takes its last snapshot and returns, so that nothing is left to
+    replay. Steps that would treat the end of input as the end of time ask `stop_requested`.
+    """
+    _STOP.set()
+
+
+def stop_requested() -> bool:
+    """Say whether the input ends because we were asked to stop, not because it is complete."""
+    return _STOP.is_set()
+
+
+def clear_stop() -> None:
+    """Forget the wish to stop, so that another flow can run in this process."""
+    _STOP.clear()
+
+
+class _ReaderPart(PartitionReader[Item_co], StatefulSourcePartition):
+    """A reader that ends when we are asked to stop."""
+
+    def next_batch(self) -> list[Item_co]:
+        if _STOP.is_set():
+            raise StopIteration
+        return super().next_batch()
+
+
+class _WriterPart(PartitionWriter, StatefulSinkPartition):
+    """A writer, by the type that Bytewax asks for."""
+
+
+class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
+    """Reads topics that are partitioned alike; part "p" holds partition p of each.
+
+    Parameters
+    ----------
+    client
+        librdkafka settings.
+    topics
+        Full names; the first says how many partitions there are.
+    lead
+        Topics that a part reads to their end before the others begin: profiles before events.
+    make_decoder
+        Called with the partition and the decoder's own snapshot, or None the first time.
+    batch_size
+        Messages in one item at most.
+    start
+        Where a topic begins that has no position yet.
+    stop_at_end
+        End where the topics ended at the start: for replays and tests.
+
+    Raises
+    ------
+    operators.kafka_client.KafkaFailure
+        If the topics differ in partitions, or Kafka does not answer within a minute.
+
+    Notes
+    -----
+    Bytewax polls an idle part once a millisecond; a poll costs 2 µs. See
+    `operators.kafka_source.PartitionReader` for the order between topics, what happens when an
+    offset is gone, and the bound of memory.
+
+    Examples
+    --------
+    >>> from bytewax.dataflow import Dataflow
+    >>> from bytewax.testing import TestingSink, run_main
+    >>> import bytewax.operators as op
+    >>> from operators.embedded import EmbeddedBroker
+    >>> from operators.kafka_sink import Writer
+    >>> class Values:
+    ...     def __init__(self, partition, state):
+    ...         self.n_seen = state or 0
+    ...     def decode(self, messages):
+    ...         self.n_seen += len(messages)
+    ...         return [m.value for m in messages]
+    ...     def snapshot(self):
+    ...         return self.n_seen
+    >>> with EmbeddedBroker() as broker:
+    ...     writer = Writer(broker.client)
+    ...     for value in (b"first", b"second"):
+    ...         writer.send("events", "u1", value)
+    ...     writer.flush()
+    ...     source = CopartitionedSource(
+    ...         broker.client, ["events"], make_decoder=Values, stop_at_end=True
+    ...     )
+    ...     flow, out = Dataflow("doc"), []
+    ...     op.output("out", op.input("in", flow, source), TestingSink(out))
+    ...     run_main(flow)
+    >>> out
+    [[b'first', b'second']]
+    """
+
+    def __init__(
+        self,
+        client: Mapping[str, Any],
+        topics: Sequence[str],
+        *,
+        make_decoder: Callable[[int, Any], Decoder[Item_co]],
+        lead: Sequence[str] = (),
+        batch_size: int = 1_000,
+        start: Start = "earliest",
+        stop_at_end: bool = False,
+    ) -> None:
+        self._client = client
+        self._topics = topics
+        self._make_decoder = make_decoder
+        self._options: dict[str, Any] = {
+            "lead": lead,
+            "batch_size": batch_size,
+            "start": start,
+            "stop_at_end": stop_at_end,
+        }
+
+    def list_parts(self) -> list[str]:
+        """Return a part for each partition of the first topic."""
+        where = address(self._client)
+        with open_consumer(consumer_settings(self._client)) as consumer:
+            found = {topic: count_partitions(consumer, topic, where) for topic in self._topics}
+        if len(set(found.values())) != 1:
+            raise KafkaFailure(
+                f"these topics must have the same number of partitions, but have {found}. "
+                "Make the short ones anew: pushflow topics create"
+            )
+        return [str(partition) for partition in range(found[self._topics[0]])]
+
+    def build_part(
+        self, step_id: str, for_part: str, resume_state: Snapshot | None
+    ) -> _ReaderPart[Item_co]:
+        """Begin or resume one partition."""
+        offsets, state = resume_state or ((), None)
+        decoder = self._make_decoder(int(for_part), state)
+        return _ReaderPart(
+            self._client,
+            self._topics,
+            int(for_part),
+            decoder=decoder,
+            offsets=dict(offsets),
+            **self._options,
+        )
+
+
+class _PartitionedSink(FixedPartitionedSink):
+    """A part for each partition of one topic; a key goes where Kafka would put it."""
+
+    _keeps_ids: bool
+
+    def __init__(
+        self, client: Mapping[str, Any], topic: str, *, recover_from: RecoverFrom = "earliest"
+    ) -> None:
+        self._client = client
+        self._topic = topic
+        self._recover_from = recover_from
+
+    def list_parts(self) -> list[str]:
+        """Return a part for each partition; Bytewax sorts names, hence the zeros."""
+        with open_consumer(consumer_settings(self._client)) as consumer:
+            n_partitions = count_partitions(consumer, self._topic, address(self._client))
+        return [f"{partition:05d}" for partition in range(n_partitions)]
+
+    def part_fn(self, item_key: str) -> int:
+        """Return a key's hash as Kafka's own partitioner takes it."""
+        return murmur2(item_key.encode()) & 0x7FFFFFFF
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _WriterPart:
+        """Begin or resume one partition."""
+        return _WriterPart(
+            self._client,
+            self._topic,
+            int(for_part),
+            resume=resume_state,
+            keeps_ids=self._keeps_ids,
+            recover_from=self._recover_from,
+        )
+
+
+class ExactlyOnceSink(_PartitionedSink):
+    """Writes each record once, through crashes: decisions and dead letters.
+
+    Items are (key, `OutRecord`); the key picks the partition, as it does in Kafka.
+
+    Parameters
+    ----------
+    client
+        librdkafka settings.
+    topic
+        Full name. This sink must be its only writer.
+    recover_from
+        How much of a partition is read for ids where no snapshot says where to begin (the
+        first start, or a crash before the first snapshot): all of it, or its newest n records.
+        Set n where the topic is long and the input begins at "latest".
+
+    Notes
+    -----
+    A snapshot is taken once all is delivered, and holds the partition's next offset. A resumed
+    part reads its own partition from there to the end, and skips a replayed record whose id
+    stands there. So ids must follow from the input alone, and never repeat.
+
+    The default of `recover_from` reads all, for then even the loss of the recovery store sends
+    no user a second push. Memory: about 130 bytes an id read.
+    """
+
+    _keeps_ids = True
+
+
+class TableSink(_PartitionedSink):
+    """Writes rows of a compacted topic, where the last write of a key wins.
+
+    Items are (key, `OutRecord`), as for `ExactlyOnceSink`; ids are written and never compared.
+    A snapshot waits until all is delivered. After a crash rows may be written again, and a
+    replay may then write an older row for a moment, before it catches up.
+    """
+
+    _keeps_ids = False

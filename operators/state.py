@@ -1,0 +1,708 @@
+"""Users' state on RocksDB, with checkpoints that Bytewax snapshots name.
+
+Reads   the `SnapshotRef`s that Bytewax hands back when it resumes.
+Emits   one `SnapshotRef` for each shard of an epoch.
+Owns    the directory of the state: databases, checkpoints, and when each may go.
+
+The one idea: state lives in RocksDB, a snapshot only *names* a checkpoint of it. An epoch then
+costs what changed in it, not what is held, and state may outgrow memory. One store serves all
+shards of one step on one worker thread; a key is stored as `shard|key`, so that a shard is one
+range of keys and can move to another worker.
+
+    <root>/FORMAT                    version of this layout
+    <root>/<name>/<lineage>/live/    the open database; means nothing after a crash
+    <root>/<name>/<lineage>/17/      checkpoint 17, hard links: what (shard, lineage, 17) names
+    <root>/<name>/<lineage>/shards   lines "named 07" and "committed 07"
+
+A *lineage* is what one incarnation of one worker writes; nobody else ever writes to it. Where
+the rules look odd:
+
+- Bytewax passes no epoch number. It calls `snapshot` for all shards awake in an epoch in one
+  unbroken block, so the first call after any `touch` closes the epoch, and the others name the
+  same checkpoint. This is why the blocks of two threads must not meet in one store.
+- An epoch's sources wait until the epoch before is committed on the whole cluster. At the close
+  of an epoch, the names given in the one before are therefore what a resume would ask for.
+- No write-ahead log: a checkpoint flushes, and nothing but checkpoints is ever resumed from.
+
+All workers need one file system with hard links, since shards move.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+
+from rocksdict import (
+    AccessType,
+    BlockBasedOptions,
+    Cache,
+    Checkpoint,
+    DBCompressionType,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteOptions,
+)
+
+S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
+
+FORMAT: Final = 1
+_COPY_ROWS: Final = 4_096  # rows copied in one write: about 1 MiB at 288 bytes a row
+_MAX_LOG_BYTES: Final = 1 << 20  # RocksDB's own text log; two files are kept
+_BLOOM_BITS: Final = 10  # per key, 1% false positives: most misses are users never seen
+
+
+class SnapshotRef(NamedTuple):
+    """The name of one shard's state: what Bytewax pickles in place of the state.
+
+    `number` counts the checkpoints of `lineage` from 1.
+    """
+
+    shard: str
+    lineage: str
+    number: int
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that a resume needs is missing, torn, or of another format."""
+
+
+class ShardView(Protocol[S_co]):
+    """What a pure class may do with the keys of its shard; see `Shard`."""
+
+    def get(self, key: str) -> S_co:
+        """Return the state of `key` to be changed in place; create it if there is none."""
+
+    def peek(self, key: str) -> S_co | None:
+        """Return the state of `key`, to be read only, or None."""
+
+    def delete(self, key: str) -> None:
+        """Forget `key`."""
+
+    def scan(self) -> Iterator[tuple[str, S_co]]:
+        """Yield all keys in order with their states, to be read only."""
+
+
+class _Lineage:
+    """The directory that one worker writes in one run, and the clearing of others.
+
+    Another run's lineage may go once each shard it ever named is committed in a lineage of this
+    run. This does not need every worker to hold a shard. `shards` is append-only, and a line
+    counts only with its newline: "named" is synced before a name is given out, while a lost
+    "committed" does nothing worse than keep a directory until the next start.
+    """
+
+    def __init__(self, root: Path, name: str, run_id: str, n_workers: int) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", run_id):
+            raise ValueError(f"run_id must be 1 to 64 of A-Za-z0-9_.-, got {run_id!r}")
+        self.home = root / name
+        self.home.mkdir(parents=True, exist_ok=True)
+        _check_format(root)
+        # Only what stood here before: a later run's young lineage must not look superseded.
+        self._others = [d.name for d in self.home.iterdir() if _run_of(d.name) != run_id]
+        self.name = self._claim(run_id, n_workers)
+        self.path = self.home / self.name
+        self._run_id = run_id
+        self._recorded: dict[str, set[str]] = {"named": set(), "committed": set()}
+        _sync_directory(self.home)
+        _sync_directory(root)
+
+    def _claim(self, run_id: str, n_workers: int) -> str:
+        for worker in range(n_workers):
+            try:
+                (self.home / f"{run_id}-{worker}").mkdir()  # atomic: each worker gets its own
+            except FileExistsError:
+                continue
+            return f"{run_id}-{worker}"
+        raise ValueError(
+            f"run id {run_id!r} has {n_workers} lineages in {self.home} already: each start of "
+            "the cluster needs a run id of its own, and n_workers must count all its workers"
+        )
+
+    def record(self, kind: str, shards: set[str]) -> None:
+        """Append `kind` ("named" or "committed") for each of `shards` not yet recorded."""
+        fresh = sorted(shards - self._recorded[kind])
+        if not fresh:
+            return
+        with (self.path / "shards").open("a", encoding="utf-8") as file:
+            file.writelines(f"{kind} {shard}\n" for shard in fresh)
+            file.flush()
+            os.fsync(file.fileno())
+        self._recorded[kind].update(fresh)
+
+    def drop_superseded(self) -> bool:
+        """Delete lineages of other runs that no resume can ask for; tell whether any went."""
+        if not self._others:
+            return False
+        ours = [d.name for d in self.home.iterdir() if _run_of(d.name) == self._run_id]
+        committed = {s for name in ours for s in _recorded(self.home / name, "committed")}
+        gone = [o for o in self._others if _recorded(self.home / o, "named") <= committed]
+        for other in gone:
+            shutil.rmtree(self.home / other, ignore_errors=True)  # a sibling may be at it too
+        self._others = [other for other in self._others if other not in gone]
+        return bool(gone)
+
+
+class StateStore(Generic[S]):
+    """State of all shards of one step on one worker thread.
+
+    Parameters
+    ----------
+    root
+        Directory of all stores, shared by all workers of the cluster.
+    name
+        The step's name: a directory in `root`.
+    encode, decode
+        State to bytes and back. What `encode` gives is final: it is called at an epoch's close.
+    new
+        Makes the state of a key never seen, from the key.
+    run_id
+        The same for all workers of one start of the cluster, and never used for another start.
+    n_workers
+        Worker threads of the cluster, >= 1: guards against a `run_id` used twice.
+    hot_capacity
+        Decoded states held in memory, >= 1. Each costs what the Python object costs.
+    retain
+        How many committed epochs before the last one keep their checkpoints, >= 0. As many as
+        Bytewax's backup interval (`-b`) spans, if that is used.
+    block_cache_bytes, write_buffer_bytes
+        RocksDB's read cache and the size of one of its at most two write buffers.
+    clock, on_checkpoint
+        Monotonic seconds, and what to call with (seconds, keys written) at each checkpoint.
+    fault
+        Called with the name of each point that a crash test aims at.
+
+    Raises
+    ------
+    CheckpointError
+        When what a resume asks for cannot be had, or `root` has a newer format.
+    ValueError
+        For arguments out of range and for a `run_id` used before.
+
+    Notes
+    -----
+    Memory: after a snapshot at most `hot_capacity` states; between two at most 1.25 times that
+    plus the keys of one activation, since `touch` writes back early when there are more.
+    Disk: at most one checkpoint a shard and `retain` + 1 more, mostly hard links to the same
+    files; shards that are all awake in each epoch share one.
+    Time: an epoch costs O(keys touched). See `bench/state.py`.
+
+    Examples
+    --------
+    >>> root = Path(tempfile.mkdtemp())
+    >>> def store(run_id):
+    ...     return StateStore(root, "users", encode=lambda s: str(s[0]).encode(),
+    ...         decode=lambda b: [int(b)], new=lambda key: [0], run_id=run_id, n_workers=1)
+    >>> shard = store("monday").open_shard("07", None)
+    >>> shard.touch()
+    >>> shard.get("ann")[0] += 3
+    >>> ref = shard.snapshot()
+    >>> ref
+    SnapshotRef(shard='07', lineage='monday-0', number=1)
+    >>> shard.get("ann")[0] += 100  # never snapshotted: lost in the crash
+    >>> shard = store("tuesday").open_shard("07", ref)
+    >>> shard.peek("ann"), shard.peek("bob")
+    ([3], None)
+    >>> shutil.rmtree(root)
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        *,
+        encode: Callable[[S], bytes],
+        decode: Callable[[bytes], S],
+        new: Callable[[str], S],
+        run_id: str,
+        n_workers: int,
+        hot_capacity: int = 50_000,
+        retain: int = 0,
+        block_cache_bytes: int = 32 << 20,
+        write_buffer_bytes: int = 16 << 20,
+        clock: Callable[[], float] | None = None,
+        on_checkpoint: Callable[[float, int], None] | None = None,
+        fault: Callable[[str], None] | None = None,
+    ) -> None:
+        if hot_capacity < 1 or retain < 0 or n_workers < 1:
+            raise ValueError("hot_capacity and n_workers must be >= 1, retain >= 0")
+        if on_checkpoint is not None and clock is None:
+            raise ValueError("on_checkpoint needs a clock")
+        self._encode, self._decode, self._new = encode, decode, new
+        self._clock, self._on_checkpoint = clock, on_checkpoint
+        self._fault = fault or (lambda _: None)
+        self._lineage = _Lineage(root, name, run_id, n_workers)
+        self._options = _rocksdb_options(block_cache_bytes, write_buffer_bytes)
+        self._db: Any = None  # opened by the first touch or read, when most shards are known
+        self._is_closed = False
+        self._base: SnapshotRef | None = None  # the newest checkpoint `live` was linked from
+
+        self._shards: dict[str, Shard[S]] = {}
+        self._names: dict[str, SnapshotRef] = {}  # what each shard's last snapshot said
+        # Names as of the last committed epochs, oldest first: a resume may ask for any of them.
+        self._committed: deque[dict[str, SnapshotRef]] = deque(maxlen=retain + 1)
+        self._number = 0  # of the newest checkpoint
+        self._on_disk: set[int] = set()
+        self._is_epoch_open = False  # touched since the last snapshot
+        self._is_dirty = False  # `live` differs from the newest checkpoint
+        self._n_written = 0  # keys written since the newest checkpoint
+
+        self._hot: dict[str, S] = {}  # by stored key, least recently written first
+        self._n_deleted = 0  # keys deleted since they were last written back
+        self._hot_capacity = hot_capacity
+        # A quarter of slack, so that evictions are rare and their scan is paid for.
+        self._hot_limit = hot_capacity + hot_capacity // 4
+
+    def open_shard(self, shard: str, resume: SnapshotRef | None) -> "Shard[S]":
+        """Take over `shard` as `resume` names it, or empty.
+
+        Parameters
+        ----------
+        shard
+            1 to 16 printable characters without "|".
+        resume
+            What Bytewax hands to the builder: a name from `Shard.snapshot`, or None.
+        """
+        if not 1 <= len(shard) <= 16 or "|" in shard or not shard.isprintable():
+            raise ValueError(f"a shard is 1 to 16 printable characters without '|': {shard!r}")
+        if shard in self._shards:
+            raise ValueError(f"shard {shard!r} is open already")
+        if resume is not None:
+            if resume.shard != shard:
+                raise ValueError(f"{resume} does not name shard {shard!r}")
+            self._checkpoint_path(resume)
+            self._names[shard] = resume
+        opened = self._shards[shard] = Shard(self, shard)
+        if self._db is not None:
+            # A timer woke a shard while Bytewax was still loading others: were this one left
+            # for later, the next checkpoint would name its state without holding it.
+            self._adopt(shard)
+        return opened
+
+    def close(self) -> None:
+        """Close the database. What no snapshot has named is lost, as in a crash."""
+        self._is_closed = True
+        self._hot.clear()
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+            shutil.rmtree(self._lineage.path / "live", ignore_errors=True)
+
+    @property
+    def n_hot(self) -> int:
+        """Decoded states now in memory."""
+        return len(self._hot)
+
+    # Opening: link the checkpoint that most shards come from, copy in the other shards.
+
+    def _open(self) -> Any:
+        if self._db is not None:
+            return self._db
+        if self._is_closed:
+            raise RuntimeError("the store is closed")
+        by_lineage: dict[str, list[SnapshotRef]] = defaultdict(list)
+        for ref in self._names.values():
+            by_lineage[ref.lineage].append(ref)
+        live = self._lineage.path / "live"
+        live.mkdir()
+        if by_lineage:
+            most = max(by_lineage.values(), key=len)
+            # The newest of them holds the others too: who named an older one has not changed.
+            self._base = max(most, key=lambda ref: ref.number)
+            _link_files(self._checkpoint_path(self._base), live)
+        # Only an empty directory may become a database: a torn one must not become empty.
+        self._options.create_if_missing(not by_lineage)
+        try:
+            self._db = Rdict(str(live), self._options)
+        except Exception as error:  # rocksdict raises nothing narrower
+            shutil.rmtree(live)
+            raise self._torn(self._base, error) from error
+        no_log = WriteOptions()
+        no_log.disable_wal = True
+        self._db.set_write_options(no_log)
+        self._fault("linked")
+        for shard in sorted(self._shards):
+            self._adopt(shard)
+        return self._db
+
+    def _adopt(self, shard: str) -> None:
+        """Make `live` hold `shard` just as its name says, whatever came with the links."""
+        ref, base = self._names.get(shard), self._base
+        if ref and base and ref.lineage == base.lineage and ref.number <= base.number:
+            return
+        begin, end = _key_range(shard)
+        if next(_rows(self._db, begin, end), None) is not None:
+            self._db.delete_range(begin, end)
+            self._is_dirty = self._is_epoch_open = True
+        if ref is not None:
+            self._copy_in(ref)
+            self._is_dirty = self._is_epoch_open = True
+        self._fault("adopted")
+
+    def _copy_in(self, ref: SnapshotRef) -> None:
+        path = self._checkpoint_path(ref)
+        self._options.create_if_missing(False)
+        try:
+            source = Rdict(str(path), self._options, access_type=AccessType.read_only(False))
+        except Exception as error:  # rocksdict raises nothing narrower
+            raise self._torn(ref, error) from error
+        rows = _rows(source, *_key_range(ref.shard))
+        while chunk := list(islice(rows, _COPY_ROWS)):
+            batch = WriteBatch(raw_mode=True)
+            for key, value in chunk:
+                batch.put(key, value)
+            self._db.write(batch)
+        source.close()
+
+    def _checkpoint_path(self, ref: SnapshotRef) -> Path:
+        path = self._lineage.home / ref.lineage / str(ref.number)
+        if not path.is_dir():
+            raise CheckpointError(
+                f"checkpoint {path} of shard {ref.shard} is missing. {_mend(self._lineage.home)}"
+            )
+        return path
+
+    def _torn(self, ref: SnapshotRef | None, error: Exception) -> Exception:
+        if ref is None:
+            return error
+        path = self._lineage.home / ref.lineage / str(ref.number)
+        return CheckpointError(
+            f"checkpoint {path} cannot be opened: {error}. {_mend(self._lineage.home)}"
+        )
+
+    # Between snapshots.
+
+    def _touch(self) -> None:
+        self._open()
+        self._is_epoch_open = True
+        if len(self._hot) + self._n_deleted > self._hot_limit:
+            # Only here, where no logic holds a state it is still changing. `live` may run ahead
+            # of the epoch, for a resume never reads it.
+            self._write_back()
+            self._evict()
+            self._fault("spilled")
+
+    def _load(self, stored_key: str) -> S | None:
+        stored = self._open().get(stored_key.encode())
+        return None if stored is None else self._decode(stored)
+
+    def _write_back(self) -> None:
+        for shard in self._shards.values():
+            self._n_written += self._write_shard(shard)
+            shard.touched.clear()
+        self._n_deleted = 0
+
+    def _write_shard(self, shard: "Shard[S]") -> int:
+        """Write what `shard` changed; its touched keys stay so, as callers may hold on to them."""
+        n_changed = len(shard.touched) + len(shard.deleted)
+        if n_changed == 0:
+            return 0
+        batch = WriteBatch(raw_mode=True)
+        for key in shard.touched:
+            state = self._hot.pop(key)
+            self._hot[key] = state  # to the young end; evictions start at the other
+            batch.put(key.encode(), self._encode(state))
+        for key in shard.deleted:
+            batch.delete(key.encode())
+        self._open().write(batch)
+        shard.deleted.clear()
+        self._is_dirty = True
+        return n_changed
+
+    def _evict(self) -> None:
+        # One pass from the old end. `pop(next(iter(d)))` one by one would walk over the holes of
+        # all earlier pops each time: quadratic.
+        for key in list(islice(self._hot, max(0, len(self._hot) - self._hot_capacity))):
+            del self._hot[key]
+
+    # The close of an epoch.
+
+    def _snapshot(self, shard: str) -> SnapshotRef:
+        if self._number == 0 and not self._is_epoch_open and shard in self._names:
+            return self._names[shard]
+        if self._number == 0 or self._is_epoch_open:
+            self._close_epoch()
+        ref = self._names[shard] = SnapshotRef(shard, self._lineage.name, self._number)
+        self._fault("named")
+        return ref
+
+    def _close_epoch(self) -> None:
+        started = self._clock() if self._clock else 0.0
+        self._open()
+        self._write_back()
+        self._fault("written")
+        if self._is_dirty or self._number == 0:
+            self._save()
+        self._is_epoch_open = False
+        self._clean_up()
+        self._evict()
+        if self._clock and self._on_checkpoint:
+            self._on_checkpoint(self._clock() - started, self._n_written)
+        self._n_written = 0
+
+    def _save(self) -> None:
+        self._lineage.record("named", set(self._shards))
+        number = self._number + 1
+        # RocksDB writes beside, syncs and renames; the rename is ours to sync.
+        Checkpoint(self._db).create_checkpoint(str(self._lineage.path / str(number)))
+        _sync_directory(self._lineage.path)
+        self._number, self._is_dirty = number, False
+        self._on_disk.add(number)
+        self._fault("saved")
+
+    def _clean_up(self) -> None:
+        """Delete what no resume can ask for, now that the epoch before is committed."""
+        own = self._lineage.name
+        self._committed.append(dict(self._names))
+        refs = [ref for names in self._committed for ref in names.values()]
+        keep = {ref.number for ref in refs if ref.lineage == own} | {self._number}
+        for number in sorted(self._on_disk - keep):
+            shutil.rmtree(self._lineage.path / str(number))
+            self._on_disk.discard(number)
+            self._fault("pruned")
+        if len(self._committed) == self._committed.maxlen:
+            elsewhere = {ref.shard for ref in refs if ref.lineage != own}
+            self._lineage.record("committed", {ref.shard for ref in refs} - elsewhere)
+            if self._lineage.drop_superseded():
+                self._fault("dropped")
+
+
+class Shard(Generic[S]):
+    """One shard's keys, as one Bytewax logic sees them. Made by `StateStore.open_shard`.
+
+    A state from `get` may be changed in place until the next `touch` or `snapshot` of any shard
+    of the store; do not keep it longer. Keys are strings that UTF-8 can hold.
+    """
+
+    def __init__(self, store: StateStore[S], name: str) -> None:
+        self.name = name
+        self._prefix = f"{name}|"
+        self._store = store
+        self._hot = store._hot
+        # Stored keys not yet written: `touched` are hot, `deleted` are not. The store reads them.
+        self.touched: set[str] = set()
+        self.deleted: set[str] = set()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether this run has named the shard: if not, wake it once, so that old runs may go."""
+        ref = self._store._names.get(self.name)
+        return ref is None or ref.lineage == self._store._lineage.name
+
+    def touch(self) -> None:
+        """Say that this epoch may change the shard: the first line of every `on_*`."""
+        self._store._touch()
+
+    def get(self, key: str) -> S:
+        """Return the state of `key` to be changed in place; create it if there is none."""
+        stored_key = self._prefix + key
+        state = self._peek(stored_key)
+        if state is None:
+            state = self._hot[stored_key] = self._store._new(key)
+            self.deleted.discard(stored_key)
+        self.touched.add(stored_key)
+        self._store._is_epoch_open = True
+        return state
+
+    def peek(self, key: str) -> S | None:
+        """Return the state of `key`, to be read only, or None. Changes to it may be lost."""
+        return self._peek(self._prefix + key)
+
+    def _peek(self, stored_key: str) -> S | None:
+        state = self._hot.get(stored_key)
+        if state is None and stored_key not in self.deleted:
+            state = self._store._load(stored_key)
+            if state is not None:
+                self._hot[stored_key] = state
+        return state
+
+    def delete(self, key: str) -> None:
+        """Forget `key`; a later `get` starts anew."""
+        stored_key = self._prefix + key
+        self._hot.pop(stored_key, None)
+        self.touched.discard(stored_key)
+        self.deleted.add(stored_key)
+        self._store._n_deleted += 1
+        self._store._is_epoch_open = True
+
+    def scan(self) -> Iterator[tuple[str, S]]:
+        """Yield all keys in order with their states, to be read only.
+
+        Keys may be got or deleted on the way; new keys are not seen. O(keys of the shard), and
+        states that were not hot do not become so.
+        """
+        decode = self._store._decode
+        for key, value in self.scan_raw():
+            stored_key = self._prefix + key
+            if stored_key not in self.deleted:  # by the caller, on the way
+                state = self._hot.get(stored_key)
+                yield key, decode(value) if state is None else state
+
+    def scan_raw(self) -> Iterator[tuple[str, bytes]]:
+        """Yield all keys in order with their states as `encode` gave them."""
+        self._store._write_shard(self)  # one place to read from, and one order
+        skip = len(self._prefix.encode())
+        for stored_key, value in _rows(self._store._open(), *_key_range(self.name)):
+            yield stored_key[skip:].decode(), value
+
+    def snapshot(self) -> SnapshotRef:
+        """Name the shard's state as of now; the first call after any `touch` saves all shards."""
+        return self._store._snapshot(self.name)
+
+
+class DictShard(Generic[S]):
+    """A `Shard` in memory, for tests and examples: unbounded, and durable nowhere.
+
+    Parameters
+    ----------
+    shard
+        The shard's name.
+    encode, decode, new
+        As for `StateStore`.
+    state
+        A value from `snapshot`, or empty.
+
+    Examples
+    --------
+    >>> codec = dict(encode=lambda s: str(s[0]).encode(), decode=lambda b: [int(b)])
+    >>> shard = DictShard("07", new=lambda key: [0], **codec)
+    >>> shard.get("bob")[0] += 1
+    >>> shard.get("ann")[0] += 3
+    >>> list(shard.scan()), shard.peek("eve")
+    ([('ann', [3]), ('bob', [1])], None)
+    >>> saved = shard.snapshot()
+    >>> shard.get("ann")[0] += 100
+    >>> DictShard("07", new=lambda key: [0], **codec, state=saved).peek("ann")
+    [3]
+    """
+
+    def __init__(
+        self,
+        shard: str,
+        *,
+        encode: Callable[[S], bytes],
+        decode: Callable[[bytes], S],
+        new: Callable[[str], S],
+        state: tuple[tuple[str, bytes], ...] = (),
+    ) -> None:
+        self.name = shard
+        self.is_settled = True
+        self._encode, self._new = encode, new
+        self._states = {key: decode(value) for key, value in state}
+
+    def touch(self) -> None:
+        """Do nothing: there is no epoch to close."""
+
+    def get(self, key: str) -> S:
+        """Return the state of `key` to be changed in place; create it if there is none."""
+        if key not in self._states:
+            self._states[key] = self._new(key)
+        return self._states[key]
+
+    def peek(self, key: str) -> S | None:
+        """Return the state of `key`, to be read only, or None."""
+        return self._states.get(key)
+
+    def delete(self, key: str) -> None:
+        """Forget `key`; a later `get` starts anew."""
+        self._states.pop(key, None)
+
+    def scan(self) -> Iterator[tuple[str, S]]:
+        """Yield all keys in order with their states; keys may be deleted on the way."""
+        for key in sorted(self._states):  # by code point, which is UTF-8's order of bytes too
+            if key in self._states:
+                yield key, self._states[key]
+
+    def scan_raw(self) -> Iterator[tuple[str, bytes]]:
+        """Yield all keys in order with their states as `encode` gives them."""
+        return ((key, self._encode(state)) for key, state in self.scan())
+
+    def snapshot(self) -> tuple[tuple[str, bytes], ...]:
+        """Return the whole state, immutable, to be passed back as `state`."""
+        return tuple(self.scan_raw())
+
+
+def _rocksdb_options(block_cache_bytes: int, write_buffer_bytes: int) -> Any:
+    table = BlockBasedOptions()
+    table.set_block_cache(Cache(block_cache_bytes))
+    table.set_bloom_filter(_BLOOM_BITS, False)
+    # Else indexes and filters stay outside the bound, and grow with the state.
+    table.set_cache_index_and_filter_blocks(True)
+    options = Options(raw_mode=True)
+    options.set_block_based_table_factory(table)
+    options.set_write_buffer_size(write_buffer_bytes)
+    options.set_max_write_buffer_number(2)
+    options.set_compression_type(DBCompressionType.lz4())
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(_MAX_LOG_BYTES)
+    return options
+
+
+def _key_range(shard: str) -> tuple[bytes, bytes]:
+    return f"{shard}|".encode(), f"{shard}}}".encode()  # "}" is the byte after "|"
+
+
+def _rows(database: Any, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+    for key, value in database.items(from_key=begin):
+        if key >= end:
+            return
+        yield key, value
+
+
+def _link_files(checkpoint: Path, live: Path) -> None:
+    """Make `live` a database as of `checkpoint`: table files never change, the others do."""
+    for file in checkpoint.iterdir():
+        if file.suffix == ".sst":
+            os.link(file, live / file.name)
+        else:
+            shutil.copy(file, live / file.name)
+
+
+def _run_of(lineage: str) -> str:
+    return lineage.rpartition("-")[0]
+
+
+def _recorded(lineage: Path, kind: str) -> set[str]:
+    try:
+        text = (lineage / "shards").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return set()
+    whole = text[: text.rfind("\n") + 1]  # the last line may be torn
+    pairs = (line.split(" ", 1) for line in whole.splitlines())
+    return {shard for found, shard in pairs if found == kind}
+
+
+def _check_format(root: Path) -> None:
+    path = root / "FORMAT"
+    if not path.exists():
+        handle, fresh = tempfile.mkstemp(dir=root, prefix=".format-")
+        with os.fdopen(handle, "w") as file:
+            file.write(f"{FORMAT}\n")
+        Path(fresh).replace(path)  # atomic: a sibling reads all of it or none
+    found = path.read_text(encoding="utf-8").strip()
+    if not found.isdigit() or int(found) > FORMAT:
+        raise CheckpointError(
+            f"{path} says {found!r}, this pushflow reads formats up to {FORMAT}: run the newer "
+            "pushflow that wrote it, or point the state at another directory"
+        )
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _mend(home: Path) -> str:
+    return (
+        f"To mend: restore {home} from the backup that goes with Bytewax's recovery directory; or "
+        "move both away and replay the topics from the start"
+    )

@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+from river.linear_model import BayesianLinearRegression
+
+from models.arms import DESIGN, D
+from models.learner import (
+    RewardLearner,
+    SnapshotError,
+    Statistics,
+    merge,
+    no_knowledge,
+    pack_lower,
+    pack_vector,
+    unpack_lower,
+    unpack_vector,
+)
+
+
+def stream(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, D)) * (rng.random((n, D)) < 0.6)  # (n, D), zeros as one-hots have
+    weights = rng.normal(size=D)
+    return x, x @ weights + rng.normal(size=n)
+
+
+def learned(x: np.ndarray, y: np.ndarray) -> RewardLearner:
+    learner = RewardLearner()
+    for row, reward in zip(x, y, strict=True):
+        learner.learn(row, float(reward))
+    return learner
+
+
+def test_the_posterior_is_ridge_regression():
+    x, y = stream(200)
+    posterior = merge([learned(x, y).statistics()], prior=2.5)
+    precision = x.T @ x + 2.5 * np.eye(D)
+    np.testing.assert_allclose(posterior.mean, np.linalg.solve(precision, x.T @ y), rtol=1e-9)
+    np.testing.assert_allclose(posterior.covariance, np.linalg.inv(precision), rtol=1e-8)
+    assert posterior.n == 200
+
+
+def test_it_equals_river_fed_with_full_dictionaries():
+    x, y = stream(100)
+    river = BayesianLinearRegression()
+    for row, reward in zip(x, y, strict=True):
+        river.learn_one(dict(zip(DESIGN, row.tolist(), strict=True)), float(reward))
+    probe = dict(zip(DESIGN, x[0].tolist(), strict=True))
+    posterior = merge([learned(x, y).statistics()], prior=1.0)
+    assert river.predict_one(probe) == pytest.approx(x[0] @ posterior.mean, rel=1e-9)
+    variance = 1 + x[0] @ posterior.covariance @ x[0]
+    assert river.predict_one(probe, with_dist=True).sigma ** 2 == pytest.approx(variance, rel=1e-9)
+    ours = learned(x, y).model
+    assert ours.predict_one(probe) == pytest.approx(river.predict_one(probe), rel=1e-12)
+
+
+@pytest.mark.parametrize("n_shards", [2, 4, 7])
+def test_merged_shards_equal_one_learner_of_all(n_shards: int):
+    x, y = stream(2_000)
+    owner = np.random.default_rng(1).integers(0, n_shards, len(y))
+    shards = [learned(x[owner == s], y[owner == s]).statistics() for s in range(n_shards)]
+    merged, single = merge(shards, prior=1.0), merge([learned(x, y).statistics()], prior=1.0)
+    np.testing.assert_allclose(merged.mean, single.mean, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(merged.covariance, single.covariance, rtol=0, atol=1e-9)
+    assert merged.n == single.n == 2_000
+
+
+def test_a_correction_is_as_if_the_reward_had_been_right_at_first():
+    x, y = stream(50)
+    wrong = y.copy()
+    wrong[10] = -0.05
+    corrected = learned(x, wrong)
+    probe = dict(zip(DESIGN, x[3].tolist(), strict=True))
+    corrected.model.predict_one(probe)  # River keeps the weights it predicted with
+    corrected.correct(x[10], float(y[10] + 0.05))
+    right = learned(x, y)
+    assert corrected.precision.tobytes() == right.precision.tobytes()
+    np.testing.assert_allclose(corrected.moment, right.moment, rtol=0, atol=1e-12)
+    assert (corrected.n_rewards, corrected.version) == (50, 51)
+    expected = right.model.predict_one(probe)
+    assert corrected.model.predict_one(probe) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_restored_learner_goes_on_bit_for_bit():
+    x, y = stream(80)
+    unbroken = learned(x, y)
+    resumed = RewardLearner.restore(learned(x[:40], y[:40]).snapshot())
+    for row, reward in zip(x[40:], y[40:], strict=True):
+        resumed.learn(row, float(reward))
+    assert resumed.snapshot() == unbroken.snapshot()
+    probe = dict(zip(DESIGN, x[0].tolist(), strict=True))
+    expected = unbroken.model.predict_one(probe, with_dist=True)
+    assert resumed.model.predict_one(probe, with_dist=True).sigma == pytest.approx(expected.sigma)
+
+
+def test_a_snapshot_of_other_columns_or_another_format_is_refused():
+    state = RewardLearner(("a", "b")).snapshot()
+    with pytest.raises(SnapshotError, match="spec"):
+        RewardLearner.restore(state, ("a", "b", "c"))
+    with pytest.raises(SnapshotError, match="spec"):
+        RewardLearner.restore(state, ("a", "b"), spec_hash="0123456789abcdef")
+    with pytest.raises(SnapshotError, match="format 9"):
+        RewardLearner.restore(b"\x09" + state[1:], ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("x", "reward"),
+    [
+        (np.full(D, np.nan), 1.0),
+        (np.full(D, np.inf), 0.0),
+        (np.zeros(D), np.nan),
+        (np.zeros(D - 1), 1.0),
+    ],
+)
+def test_what_would_spoil_the_sums_is_refused(x: np.ndarray, reward: float):
+    learner = RewardLearner()
+    with pytest.raises(ValueError, match="finite"):
+        learner.learn(x, reward)
+    with pytest.raises(ValueError, match="finite"):
+        learner.correct(x, reward)
+    assert not learner.precision.any() and learner.version == 0
+
+
+def test_a_prior_may_differ_by_column():
+    x, y = stream(100)
+    prior = np.linspace(0.1, 5.0, D)
+    expected = np.linalg.solve(x.T @ x + np.diag(prior), x.T @ y)
+    posterior = merge([learned(x, y).statistics()], prior)
+    np.testing.assert_allclose(posterior.mean, expected, rtol=1e-9)
+
+
+def test_no_knowledge_is_what_an_empty_shard_merges_to():
+    empty = merge([RewardLearner().statistics()], prior=4.0)
+    expected = no_knowledge(4.0)
+    assert empty.mean.tolist() == expected.mean.tolist()
+    assert empty.covariance.tolist() == expected.covariance.tolist()
+    assert empty.n == expected.n == 0
+
+
+def test_statistics_travel_as_text_without_loss():
+    precision, moment, _ = learned(*stream(30)).statistics()
+    assert unpack_lower(pack_lower(precision), D).tobytes() == precision.tobytes()
+    assert unpack_vector(pack_vector(moment), D).tobytes() == moment.tobytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "AAAA", "not base64!", pack_vector(np.array([np.nan, 1.0])), pack_vector(np.ones(3))],
+)
+def test_text_that_is_no_statistics_is_refused(text: str):
+    with pytest.raises(ValueError, match=r".+"):
+        unpack_vector(text, 2)
+
+
+def test_merging_leaves_the_shards_as_they_were():
+    shard = Statistics(np.eye(2), np.ones(2), 1)
+    merge([shard], prior=3.0)
+    assert shard.precision.tolist() == np.eye(2).tolist()

@@ -1,0 +1,644 @@
+"""State on RocksDB: what a snapshot names comes back, and nothing else does.
+
+Run as a module, this file is the child that the crash test kills: a small Bytewax flow that
+counts events by user, `python -m tests.operators.test_state DIRECTORY RUN_ID N_WORKERS`.
+"""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bytewax.operators as op
+import pytest
+from bytewax.dataflow import Dataflow
+from bytewax.operators import StatefulBatchLogic
+from bytewax.recovery import RecoveryConfig, init_db_dir
+from bytewax.testing import TestingSink, TestingSource, cluster_main
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from operators.state import CheckpointError, DictShard, Shard, SnapshotRef, StateStore
+
+ROOT = Path(__file__).parents[2]
+State = list[int]  # [events, sum of their numbers]
+
+
+def encode(state: State) -> bytes:
+    return b"%d %d" % tuple(state)
+
+
+def decode(value: bytes) -> State:
+    return [int(part) for part in value.split()]
+
+
+def new(key: str) -> State:
+    return [0, 0]
+
+
+def open_store(root: Path, run_id: str, n_workers: int = 1, **options: Any) -> StateStore[State]:
+    return StateStore(
+        root,
+        "users",
+        encode=encode,
+        decode=decode,
+        new=new,
+        run_id=run_id,
+        n_workers=n_workers,
+        **options,
+    )
+
+
+def count(shard: Shard[State], *users: str) -> None:
+    """Count one event for each of `users`."""
+    shard.touch()
+    for user in users:
+        shard.get(user)[0] += 1
+
+
+def counts(shard: Shard[State]) -> dict[str, int]:
+    return {user: state[0] for user, state in shard.scan()}
+
+
+def checkpoints(root: Path, lineage: str) -> list[str]:
+    return sorted(d.name for d in (root / "users" / lineage).iterdir() if d.name.isdigit())
+
+
+# Keys and states.
+
+
+def test_state_comes_back_from_the_snapshot_and_not_from_after_it(tmp_path: Path) -> None:
+    shard = open_store(tmp_path, "a").open_shard("07", None)
+    count(shard, "ann", "bob", "ann")
+    ref = shard.snapshot()
+    count(shard, "ann", "eve")
+
+    resumed = open_store(tmp_path, "b").open_shard("07", ref)
+
+    assert counts(resumed) == {"ann": 2, "bob": 1}
+    assert counts(shard) == {"ann": 3, "bob": 1, "eve": 1}
+
+
+def test_deletion_survives_a_resume_and_a_later_get_starts_anew(tmp_path: Path) -> None:
+    shard = open_store(tmp_path, "a").open_shard("07", None)
+    count(shard, "ann", "bob", "eve")
+    shard.snapshot()
+    shard.touch()
+    shard.delete("ann")
+    shard.delete("bob")
+    count(shard, "bob")
+
+    resumed = open_store(tmp_path, "b").open_shard("07", shard.snapshot())
+
+    assert shard.peek("ann") is None
+    assert resumed.peek("ann") is None
+    assert counts(resumed) == {"bob": 1, "eve": 1}
+
+
+def test_a_state_held_across_a_scan_is_still_saved(tmp_path: Path) -> None:
+    shard = open_store(tmp_path, "a").open_shard("07", None)
+    shard.touch()
+    state = shard.get("ann")
+    assert counts(shard) == {"ann": 0}
+    state[0] = 5
+
+    resumed = open_store(tmp_path, "b").open_shard("07", shard.snapshot())
+
+    assert counts(resumed) == {"ann": 5}
+
+
+def test_get_without_touch_is_not_lost(tmp_path: Path) -> None:
+    shard = open_store(tmp_path, "a").open_shard("07", None)
+    shard.get("ann")[0] = 1
+    shard.snapshot()
+    shard.get("ann")[0] = 2
+
+    resumed = open_store(tmp_path, "b").open_shard("07", shard.snapshot())
+
+    assert counts(resumed) == {"ann": 2}
+
+
+def test_scan_sees_only_its_shard_in_order_and_not_what_is_deleted_on_the_way(
+    tmp_path: Path,
+) -> None:
+    store = open_store(tmp_path, "a")
+    one, ten = store.open_shard("p1", None), store.open_shard("p10", None)
+    count(one, "c", "a", "b", "张伟")
+    count(ten, "z")
+    seen = []
+    for user, _ in one.scan():
+        seen.append(user)
+        one.delete("b")
+
+    assert seen == ["a", "c", "张伟"]
+    assert list(ten.scan_raw()) == [("z", b"1 0")]
+
+
+def test_hot_states_stay_within_capacity_and_evicted_ones_come_back_the_same(
+    tmp_path: Path,
+) -> None:
+    store = open_store(tmp_path, "a", hot_capacity=8)
+    shard = store.open_shard("07", None)
+    users = [f"user-{i}" for i in range(100)]
+    most_hot = 0
+    for user in users:
+        count(shard, user)  # one epoch: what is over the capacity is written back early
+        most_hot = max(most_hot, store.n_hot)
+    ref = shard.snapshot()
+
+    assert most_hot <= 8 + 8 // 4 + 1
+    assert store.n_hot <= 8
+    assert counts(shard) == dict.fromkeys(sorted(users), 1)
+    assert counts(open_store(tmp_path, "b").open_shard("07", ref)) == counts(shard)
+
+
+def test_touched_states_are_not_evicted_while_an_activation_holds_them(tmp_path: Path) -> None:
+    shard = open_store(tmp_path, "a", hot_capacity=2).open_shard("07", None)
+    shard.touch()
+    held = [shard.get(f"user-{i}") for i in range(20)]
+    for state in held:
+        state[0] = 7
+
+    resumed = open_store(tmp_path, "b").open_shard("07", shard.snapshot())
+
+    assert set(counts(resumed).values()) == {7}
+
+
+class Step(NamedTuple):
+    action: str
+    shard: int
+    user: str
+
+
+STEPS = st.builds(
+    Step,
+    st.sampled_from(["count"] * 6 + ["delete", "delete", "scan", "snapshot", "crash"]),
+    st.integers(0, 1),
+    st.sampled_from(["", "a", "b", "c", "|", "}", "日本", "long" * 30]),
+)
+
+
+class Harness:
+    """Two shards of a store beside two plain dicts, driven in the same way."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.runs = root, itertools.count()
+        self.saved: list[tuple[Any, dict[str, int]]] = [(None, {}), (None, {})]
+        self.resume()
+
+    def resume(self) -> None:
+        self.store = open_store(self.root, f"run{next(self.runs)}", hot_capacity=2)
+        refs = [ref for ref, _ in self.saved]
+        self.shards = [self.store.open_shard(n, r) for n, r in zip("01", refs, strict=True)]
+        self.plain = [dict(plain) for _, plain in self.saved]
+
+    def apply(self, step: Step) -> None:
+        shard, plain = self.shards[step.shard], self.plain[step.shard]
+        if step.action == "count":
+            count(shard, step.user)
+            plain[step.user] = plain.get(step.user, 0) + 1
+        elif step.action == "delete":
+            shard.touch()
+            shard.delete(step.user)
+            plain.pop(step.user, None)
+        elif step.action == "scan":
+            assert counts(shard) == plain
+        elif step.action == "snapshot":
+            copies = [dict(p) for p in self.plain]
+            self.saved = [(s.snapshot(), c) for s, c in zip(self.shards, copies, strict=True)]
+        else:
+            self.store.close()
+            self.resume()
+
+
+@settings(max_examples=40)
+@given(steps=st.lists(STEPS, max_size=40))
+def test_a_store_is_two_dicts_that_fall_back_to_their_snapshots(
+    steps: list[Step], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    harness = Harness(tmp_path_factory.mktemp("state"))
+    for step in steps:
+        harness.apply(step)
+
+    assert [counts(s) for s in harness.shards] == harness.plain
+    assert [list(p) for p in map(counts, harness.shards)] == [sorted(p) for p in harness.plain]
+    harness.store.close()
+
+
+@given(state=st.dictionaries(st.text(), st.integers(0, 99)), user=st.text())
+def test_dict_shard_comes_back_from_its_snapshot(state: dict[str, int], user: str) -> None:
+    codec: dict[str, Any] = {"encode": encode, "decode": decode, "new": new}
+    shard = DictShard("07", **codec)
+    for key, value in state.items():
+        shard.get(key)[0] = value
+    saved = shard.snapshot()
+    shard.get(user)[0] += 1
+    shard.delete(user)
+
+    assert DictShard("07", **codec, state=saved).snapshot() == saved
+    assert {key: s[0] for key, s in DictShard("07", **codec, state=saved).scan()} == state
+    assert shard.peek(user) is None
+
+
+# Epochs, checkpoints and their clearing.
+
+
+def test_shards_of_one_epoch_name_one_checkpoint_and_an_idle_epoch_costs_none(
+    tmp_path: Path,
+) -> None:
+    calls: list[tuple[float, int]] = []
+    ticks = itertools.count()
+    store = open_store(
+        tmp_path,
+        "a",
+        clock=lambda: float(next(ticks)),
+        on_checkpoint=lambda seconds, n_touched: calls.append((seconds, n_touched)),
+    )
+    one, two = store.open_shard("01", None), store.open_shard("02", None)
+    count(one, "ann", "bob")
+    count(two, "eve")
+    first = [one.snapshot(), two.snapshot()]
+    one.touch()
+    idle = one.snapshot()
+    count(two, "eve")
+    last = two.snapshot()
+
+    assert first == [SnapshotRef("01", "a-0", 1), SnapshotRef("02", "a-0", 1)]
+    assert (idle, last) == (SnapshotRef("01", "a-0", 1), SnapshotRef("02", "a-0", 2))
+    assert calls == [(1.0, 3), (1.0, 0), (1.0, 1)]
+
+
+def test_cleanup_keeps_what_the_committed_epoch_named(tmp_path: Path) -> None:
+    store = open_store(tmp_path, "a")
+    one, two = store.open_shard("01", None), store.open_shard("02", None)
+    count(one, "ann")
+    count(two, "eve")
+    refs = [one.snapshot(), two.snapshot()]
+    for _ in range(3):  # shard 02 sleeps, so that its name stays checkpoint 1
+        count(one, "ann")
+        committed, refs[0] = refs[0], one.snapshot()
+
+    assert checkpoints(tmp_path, "a-0") == ["1", "3", "4"]
+    resumed = open_store(tmp_path, "b")
+    assert counts(resumed.open_shard("02", refs[1])) == {"eve": 1}
+    assert counts(resumed.open_shard("01", committed)) == {"ann": 3}
+
+
+def test_retain_keeps_more_committed_checkpoints(tmp_path: Path) -> None:
+    shard = open_store(tmp_path, "a", retain=2).open_shard("07", None)
+    refs = []
+    for _ in range(6):
+        count(shard, "ann")
+        refs.append(shard.snapshot())
+
+    assert checkpoints(tmp_path, "a-0") == ["3", "4", "5", "6"]
+    assert counts(open_store(tmp_path, "b").open_shard("07", refs[2])) == {"ann": 3}
+
+
+def test_a_resumed_shard_is_settled_once_it_is_woken(tmp_path: Path) -> None:
+    shard = open_store(tmp_path, "a").open_shard("07", None)
+    count(shard, "ann")
+    resumed = open_store(tmp_path, "b").open_shard("07", shard.snapshot())
+
+    assert (shard.is_settled, resumed.is_settled) == (True, False)
+    resumed.touch()
+    assert resumed.snapshot() == SnapshotRef("07", "b-0", 1)
+    assert resumed.is_settled
+
+
+def test_old_lineages_go_only_when_every_shard_is_committed_in_this_run(tmp_path: Path) -> None:
+    old = open_store(tmp_path, "old")
+    names = {}
+    for name in ("01", "02"):
+        count(old.open_shard(name, None), "ann")
+    names = {s.name: s.snapshot() for s in old._shards.values()}
+    left, right = (open_store(tmp_path, "new", n_workers=3) for _ in range(2))  # one has no shard
+    one, two = left.open_shard("01", names["01"]), right.open_shard("02", names["02"])
+    for _ in range(3):
+        count(one, "ann")
+        one.snapshot()
+    assert (tmp_path / "users" / "old-0").exists()
+    for _ in range(2):
+        count(two, "ann")
+        two.snapshot()
+
+    assert not (tmp_path / "users" / "old-0").exists()
+    assert (counts(one), counts(two)) == ({"ann": 4}, {"ann": 3})
+
+
+def test_two_lineages_meet_in_one_store_and_part_again(tmp_path: Path) -> None:
+    stores = [open_store(tmp_path, "a", n_workers=2) for _ in range(2)]
+    refs = []
+    for i, store in enumerate(stores * 2):
+        shard = store.open_shard(f"{i:02d}", None)
+        count(shard, *(f"user-{i}-{j}" for j in range(i + 1)))
+        refs.append(shard.snapshot())
+
+    joined = open_store(tmp_path, "b")
+    shards = [joined.open_shard(ref.shard, ref) for ref in refs]
+    count(shards[3], "late")
+    together = [shard.snapshot() for shard in shards]
+    parted = [open_store(tmp_path, "c", n_workers=2) for _ in range(2)]
+    again = [parted[i // 2].open_shard(ref.shard, ref) for i, ref in enumerate(together)]
+
+    assert {ref.lineage for ref in refs} == {"a-0", "a-1"}
+    assert {ref.lineage for ref in together} == {"b-0"}
+    assert [len(counts(shard)) for shard in again] == [1, 2, 3, 5]
+
+
+def test_a_shard_adopted_after_the_store_opened_is_in_the_next_checkpoint(tmp_path: Path) -> None:
+    stores = [open_store(tmp_path, "a", n_workers=2) for _ in range(2)]
+    one, two = (s.open_shard(n, None) for s, n in zip(stores, ("01", "02"), strict=True))
+    count(one, "ann")
+    count(two, "eve")
+    refs = [one.snapshot(), two.snapshot()]
+
+    store = open_store(tmp_path, "b")
+    early = store.open_shard("01", refs[0])
+    count(early, "ann")  # a timer, while Bytewax still loads
+    late = store.open_shard("02", refs[1])
+    named = early.snapshot(), late.snapshot()
+
+    assert {ref.lineage for ref in named} == {"b-0"}
+    assert counts(open_store(tmp_path, "c").open_shard("02", named[1])) == {"eve": 1}
+
+
+def test_a_late_shard_of_the_same_lineage_but_a_newer_checkpoint_is_not_taken_stale(
+    tmp_path: Path,
+) -> None:
+    store = open_store(tmp_path, "a")
+    one, two = store.open_shard("01", None), store.open_shard("02", None)
+    count(one, "ann")
+    count(two, "eve", "eva")
+    old = one.snapshot()
+    two.snapshot()
+    count(two, "eve")
+    two.delete("eva")
+    newer = two.snapshot()
+
+    resumed = open_store(tmp_path, "b")
+    count(resumed.open_shard("01", old), "ann")
+    late = resumed.open_shard("02", newer)
+
+    assert counts(late) == {"eve": 2}
+
+
+def test_a_shard_that_starts_empty_does_not_find_another_run_s_leftovers(tmp_path: Path) -> None:
+    store = open_store(tmp_path, "a")
+    one, two = store.open_shard("01", None), store.open_shard("02", None)
+    count(one, "ann")
+    count(two, "eve")
+    ref = one.snapshot()
+
+    resumed = open_store(tmp_path, "b")
+    fresh = resumed.open_shard("02", None)
+    count(resumed.open_shard("01", ref), "ann")
+
+    assert fresh.peek("eve") is None
+    assert counts(fresh) == {}
+
+
+# What can be wrong.
+
+
+@pytest.mark.parametrize("lost", ["CURRENT", "*.sst", "MANIFEST-*"])
+@pytest.mark.parametrize("is_base", [True, False])
+def test_a_torn_checkpoint_is_named_with_the_mend(tmp_path: Path, lost: str, is_base: bool) -> None:
+    store = open_store(tmp_path, "a", n_workers=2)
+    other = open_store(tmp_path, "a", n_workers=2).open_shard("02", None)
+    count(other, "eve")
+    shard = store.open_shard("01", None)
+    count(shard, "ann")
+    ref = shard.snapshot()
+    path = tmp_path / "users" / "a-0" / "1"
+    for file in path.glob(lost):
+        file.unlink()
+
+    resumed = open_store(tmp_path, "b")
+    if not is_base:  # then it is copied from, not linked
+        count(resumed.open_shard("02", other.snapshot()), "eve")
+    with pytest.raises(CheckpointError, match=f"{path} .*To mend: restore"):
+        resumed.open_shard("01", ref).touch()
+
+
+def test_a_missing_checkpoint_is_named_with_the_mend(tmp_path: Path) -> None:
+    ref = SnapshotRef("07", "gone-0", 3)
+    with pytest.raises(CheckpointError, match=r"users/gone-0/3 of shard 07 is missing. To mend"):
+        open_store(tmp_path, "a").open_shard("07", ref)
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    open_store(tmp_path, "a")
+    assert (tmp_path / "FORMAT").read_text() == "1\n"
+    (tmp_path / "FORMAT").write_text("2\n")
+    with pytest.raises(CheckpointError, match="run the newer pushflow"):
+        open_store(tmp_path, "b")
+
+
+def test_a_run_id_used_before_is_refused(tmp_path: Path) -> None:
+    open_store(tmp_path, "a", n_workers=2)
+    open_store(tmp_path, "a", n_workers=2)
+    with pytest.raises(ValueError, match="needs a run id of its own"):
+        open_store(tmp_path, "a", n_workers=2)
+
+
+@pytest.mark.parametrize("name", ["", "a|b", "x" * 17, "a\nb"])
+def test_a_shard_name_that_would_spoil_the_keys_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="1 to 16 printable characters"):
+        open_store(tmp_path, "a").open_shard(name, None)
+
+
+# Under Bytewax.
+
+N_SHARDS, N_USERS, N_EVENTS, BATCH = 8, 40, 400, 10
+
+
+class Ping(NamedTuple):
+    """Event number `n` of a user; every 97th forgets the user."""
+
+    n: int
+
+    @property
+    def user(self) -> str:
+        return f"user-{self.n * 7919 % N_USERS}"
+
+    @property
+    def shard(self) -> str:
+        return f"{self.n * 7919 % N_USERS % N_SHARDS:02d}"
+
+
+def expected(n_events: int) -> dict[str, State]:
+    """Return what counting without any break gives."""
+    states: dict[str, State] = defaultdict(lambda: [0, 0])
+    for n in range(n_events):
+        _count_ping(Ping(n), states.__getitem__, states.pop)
+    return dict(sorted(states.items()))
+
+
+def _count_ping(ping: Ping, get: Callable[[str], State], delete: Callable[[str], Any]) -> None:
+    state = get(ping.user)
+    state[0] += 1
+    state[1] += ping.n
+    if ping.n % 97 == 0:
+        delete(ping.user)
+
+
+class CountLogic(StatefulBatchLogic[Ping, tuple[str, State], SnapshotRef]):
+    """Counts the pings of one shard, and emits all counters at the end of input."""
+
+    def __init__(self, store: StateStore[State], resume: SnapshotRef | None) -> None:
+        self.store = store
+        self.shard = store.open_shard(resume.shard, resume) if resume else None
+
+    def on_batch(self, values: list[Ping]) -> tuple[Iterable[Any], bool]:
+        if self.shard is None:  # Bytewax does not tell a new logic its key
+            self.shard = self.store.open_shard(values[0].shard, None)
+        self.shard.touch()
+        for ping in values:
+            _count_ping(ping, self.shard.get, self.shard.delete)
+        return [], False
+
+    def on_notify(self) -> tuple[Iterable[Any], bool]:
+        assert self.shard is not None
+        self.shard.touch()
+        return [], False
+
+    def on_eof(self) -> tuple[Iterable[Any], bool]:
+        assert self.shard is not None
+        self.shard.touch()
+        return list(self.shard.scan()), False
+
+    def notify_at(self) -> datetime | None:
+        return None if self.shard is None or self.shard.is_settled else datetime.now(UTC)
+
+    def snapshot(self) -> SnapshotRef:
+        assert self.shard is not None
+        return self.shard.snapshot()
+
+
+def build(
+    source: list[Any], found: list[Any], store_of_thread: Callable[[], StateStore[State]]
+) -> Dataflow:
+    flow = Dataflow("counting")
+    pings = op.input("pings", flow, TestingSource(source, batch_size=BATCH))
+    keyed = op.key_on("shard", pings, lambda ping: ping.shard)
+    counted = op.stateful_batch("count", keyed, lambda ref: CountLogic(store_of_thread(), ref))
+    op.output("found", counted, TestingSink(found))
+    return flow
+
+
+def _run(flow: Dataflow, directory: Path, n_workers: int = 1) -> None:
+    """Run `flow` with an epoch for each batch."""
+    cluster_main(
+        flow,
+        [],
+        0,
+        epoch_interval=timedelta(0),
+        recovery_config=RecoveryConfig(directory / "recovery"),
+        worker_count_per_proc=n_workers,
+    )
+
+
+@pytest.mark.parametrize("aborts", [[0], [9], [10], [11], [5, 6, 7, 300], [0, 100, 399]])
+def test_aborted_flow_counts_the_same_as_an_unbroken_one(tmp_path: Path, aborts: list[int]) -> None:
+    (tmp_path / "recovery").mkdir()
+    init_db_dir(tmp_path / "recovery", 1)
+    found: list[tuple[str, tuple[str, State]]] = []
+    for run, at in enumerate([*aborts, N_EVENTS]):
+        # One abort a run: TestingSource resumes at a wrong place behind aborts it has passed.
+        source: list[Any] = [Ping(n) for n in range(N_EVENTS)]
+        source[at:at] = [TestingSource.ABORT()] if at < N_EVENTS else []
+        found.clear()
+        store = open_store(tmp_path, f"run{run}", hot_capacity=16)
+        _run(build(source, found, lambda store=store: store), tmp_path)  # type: ignore[misc]
+        store.close()
+
+    assert dict(sorted(pair for _, pair in found)) == expected(N_EVENTS)
+
+
+# Starts of the flow in a row: the point of the store to kill at, how often it is passed before
+# that, and the number of worker threads. The last start runs to its end.
+ONE_WORKER = [
+    ("saved:3", 1),
+    ("named:29", 1),  # within the block of shards that a snapshot walks through
+    ("linked:1", 1),  # while resuming
+    ("written:5", 1),
+    ("spilled:2", 1),
+    ("", 1),
+]
+RESCALED = [
+    ("pruned:6", 2),
+    ("adopted:1", 1),  # while copying in the other worker's shards
+    ("saved:1", 2),
+    ("dropped:1", 2),
+    ("", 1),
+]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("starts", [ONE_WORKER, RESCALED], ids=["one worker", "rescaled"])
+def test_kill_9_at_any_point_of_a_checkpoint_loses_nothing_and_counts_nothing_twice(
+    tmp_path: Path, starts: list[tuple[str, int]]
+) -> None:
+    (tmp_path / "recovery").mkdir()
+    init_db_dir(tmp_path / "recovery", 2)
+    children = []
+    for run, (aim, n_workers) in enumerate(starts):
+        child = subprocess.run(
+            [sys.executable, "-m", __name__, str(tmp_path), f"run{run}", str(n_workers)],
+            cwd=ROOT,
+            env=os.environ | {"KILL_AT": aim},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        children.append((aim, child.returncode, child.stderr[-2_000:]))
+
+    statuses = [status for _, status, _ in children]
+    assert statuses == [-signal.SIGKILL] * (len(starts) - 1) + [0], children
+    assert json.loads((tmp_path / "found.json").read_text()) == expected(N_EVENTS)
+    left = {d.name.rpartition("-")[0] for d in (tmp_path / "state" / "users").iterdir()}
+    assert left == {f"run{len(starts) - 1}"}
+
+
+def _fault(aim: str) -> Callable[[str], None]:
+    """Return a hook that kills this process when it passes the point aimed at."""
+    point, _, times = aim.partition(":")
+    countdown = itertools.count(int(times or 0), -1)
+
+    def fault(passed: str) -> None:
+        if passed == point and next(countdown) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return fault
+
+
+def _child(directory: Path, run_id: str, n_workers: int) -> None:
+    stores: dict[int, StateStore[State]] = {}
+    fault = _fault(os.environ["KILL_AT"])
+
+    def store_of_thread() -> StateStore[State]:
+        thread = threading.get_ident()
+        if thread not in stores:
+            stores[thread] = open_store(
+                directory / "state", run_id, n_workers, hot_capacity=4, fault=fault
+            )
+        return stores[thread]
+
+    found: list[tuple[str, tuple[str, State]]] = []
+    source = [Ping(n) for n in range(N_EVENTS)]
+    _run(build(source, found, store_of_thread), directory, n_workers)
+    (directory / "found.json").write_text(json.dumps(dict(sorted(pair for _, pair in found))))
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
