@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOAN := .pushflow/uv
 ARGS ?=
+BENCH ?= path
 
 # Workers are processes: a thread pool in each would fight over the same cores.
 export OMP_NUM_THREADS ?= 1
@@ -27,7 +28,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python -m bench.path $(ARGS)
+	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 
 setup: $(READY)
 

@@ -152,9 +152,9 @@ def windowed(
     sends = np.bincount(window)
     opens = np.bincount(window, weights=opened)
     (full,) = np.nonzero(sends)
-    rate: NDArray[np.float64] = opens[full] / sends[full]
-    error: NDArray[np.float64] = np.sqrt(rate * (1 - rate) / sends[full])
-    middle: NDArray[np.float64] = (full + 0.5) * _BIN_HOURS
+    rate = np.asarray(opens[full] / sends[full], np.float64)
+    error = np.sqrt(rate * (1 - rate) / sends[full])
+    middle = np.asarray((full + 0.5) * _BIN_HOURS, np.float64)
     return middle, rate, error
 
 

@@ -100,7 +100,9 @@ class Ranking(BaseModel):
     candidates: int = Field(100, ge=1, le=100)
     action_set: int = Field(20, ge=1, le=100, description="arms that the policy chooses among")
     policy: str = "squarecb"
-    gamma: float = Field(60.0, gt=0, description="SquareCB: larger exploits more")
+    gamma: float = Field(
+        2_000.0, gt=0, description="SquareCB at 1,000 rewards, grows with their root: explores less"
+    )
     floor: float = Field(0.002, ge=0, lt=0.05, description="least propensity of an arm")
     top_explanations: int = Field(5, ge=0)
     frozen: bool = Field(False, description="keep the tables as they were read at the start")

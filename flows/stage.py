@@ -63,6 +63,7 @@ def train(world: Population, seed: int, work: Path, console: Console) -> ModelCa
         f"{shown['hr@10']:.1%} of {result.metrics['test_requests']:.0f} held-out steps, "
         f"among the 10 most popular in {shown['popularity_hr@10']:.1%}",
         highlight=False,
+        soft_wrap=True,
     )
     return training.card_of(result.path, result.version)
 
@@ -102,7 +103,7 @@ def redis_server(work: Path) -> Iterator[str]:
     try:
         yield f"unix://{server.socket_file}"
     finally:
-        server.shutdown(now=True, force=True)
+        server.shutdown(nosave=True)
 
 
 def flow_settings(client: Mapping[str, str], redis_url: str, work: Path) -> dict[str, str]:
@@ -144,6 +145,7 @@ class Stage:
             f"Kafka at {broker.bootstrap}, for any client: kcat -b {broker.bootstrap} "
             f"-t {DECISIONS} -C\nlogs and state in {self._work}",
             highlight=False,
+            soft_wrap=True,
         )
         touch_topics(broker.client, list(TOPICS))
         began = time.monotonic()

@@ -36,7 +36,8 @@ def ranks(
     known = np.where(np.isnan(scores), -np.inf, scores)
     own = known[rows, items]
     # The item itself is among those counted, so ranks start from 1.
-    return np.count_nonzero(known[rows] >= own[:, None], axis=1).astype(np.int64)
+    rank: NDArray[np.int64] = np.count_nonzero(known[rows] >= own[:, None], axis=1)
+    return rank
 
 
 def ranking_metrics(

@@ -77,7 +77,7 @@ def export_student(
 ) -> ModelFile:
     """Return the parts of a student's file; items without a vector of their own are left out."""
     weights = {name: value.detach().numpy() for name, value in student.state_dict().items()}
-    known = np.flatnonzero(weights["ids.weight"].any(axis=1))
+    known = np.flatnonzero(weights["ids.weight"].any(axis=1)).tolist()
     return ModelFile(
         onnx=build_onnx(weights, student.config),
         item_ids=[item_ids[i] for i in known],

@@ -108,8 +108,8 @@ COLUMNS: Final = (
     Column("trend_week", np.int64),  # the same of the counts of half-life 7 days
     Column("country", np.int64, COUNTRIES),  # codes, 0: none
     Column("country_trend", np.int64, COUNTRIES),
-    Column("neighbour_rows", np.int64, NEIGHBOURS),  # strongest first, 0: none
-    Column("neighbour_strength", np.float64, NEIGHBOURS),
+    Column("neighbour_rows", np.int32, NEIGHBOURS),  # strongest first, 0: none
+    Column("neighbour_strength", np.float32, NEIGHBOURS),
 )
 
 
@@ -137,7 +137,8 @@ class ItemRows:
 
     Notes
     -----
-    A row takes 1.3 kB, 800 bytes of it neighbours; arrays double, so up to twice that.
+    A row takes 0.9 kB, 400 bytes of it neighbours and 256 the text vector. Arrays double, so at
+    times they take twice that.
 
     Examples
     --------
@@ -172,8 +173,8 @@ class ItemRows:
     trend_week: NDArray[np.int64]
     country: NDArray[np.int64]
     country_trend: NDArray[np.int64]
-    neighbour_rows: NDArray[np.int64]
-    neighbour_strength: NDArray[np.float64]
+    neighbour_rows: NDArray[np.int32]
+    neighbour_strength: NDArray[np.float32]
 
     def __init__(self, *, max_rows: int = 1_000_000) -> None:
         if max_rows < 2:

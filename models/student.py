@@ -97,8 +97,8 @@ class _Layer(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(n_batch, length, width)  # (B, T, W)
         x = x + self.dropout(self.out(mixed))
         hidden = F.relu(self.up(self.forward_norm(x)))  # (B, T, F)
-        mixed = x + self.dropout(self.down(hidden))
-        return mixed
+        after: Tensor = x + self.dropout(self.down(hidden))
+        return after
 
 
 class Student(nn.Module):

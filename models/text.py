@@ -63,15 +63,15 @@ def encode_texts(texts: list[str]) -> NDArray[np.float32]:
     """Return one vector for each text, float32, shape (N, TEXT_DIM), of length 1.
 
     A text without any letter or digit gives zeros. A row depends on its own text alone, and
-    is the same on every machine and in every process. About 20 µs for a title of five words.
+    is the same on every machine and in every process. About 35 µs for a title of five words.
 
     >>> a, b, c = encode_texts(["Red table lamp", "red LAMPS for tables", "garden hose"])
-    >>> bool(a @ b > 0.4 > abs(a @ c))
+    >>> bool(a @ b > 0.3 > abs(a @ c))
     True
     >>> a, b, c = encode_texts(["红色台灯", "台灯", "花园水管"])
     >>> bool(a @ b > 0.5 > abs(a @ c))
     True
-    >>> encode_texts(["", "..."]).any(), encode_texts([]).shape
+    >>> bool(encode_texts(["", "..."]).any()), encode_texts([]).shape
     (False, (0, 64))
     """
     rows = np.zeros((len(texts), TEXT_DIM), np.float64)

@@ -51,15 +51,15 @@ class TrainConfig:
     """How to train; the defaults are tuned on ml-latest-small (`bench/student.py --train`)."""
 
     student: StudentConfig = field(default_factory=StudentConfig)
-    epochs: int = 12  # at most
-    patience: int = 2  # epochs without a better validation NDCG@10
-    batch_size: int = 64  # windows of T targets
-    learning_rate: float = 2e-3
+    epochs: int = 16  # at most
+    patience: int = 3  # epochs without a better validation NDCG@10
+    batch_size: int = 32  # windows of T targets
+    learning_rate: float = 3e-3
     weight_decay: float = 0.05
     validation: float = 0.1  # share of events
     test: float = 0.1  # share of events, the newest
     max_requests: int = 2_000  # of the validation; the test takes five times as many
-    full_softmax_items: int = 20_000  # beyond, `negatives` are drawn instead
+    full_softmax_items: int = 4_000  # beyond, `negatives` are drawn instead
     negatives: int = 2_048
     threads: int = 2
 

@@ -17,10 +17,10 @@ from typing import Any, Generic
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
+from operators.hops import RawMessage
 from operators.kafka_admin import broker_info, create_topics, topic_drift, touch_topics
 from operators.kafka_client import (
     KafkaFailure,
-    RawMessage,
     address,
     consumer_settings,
     count_partitions,

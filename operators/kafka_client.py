@@ -1,22 +1,27 @@
 """What all Kafka clients share: settings, which errors pass by themselves, and offsets.
 
 Reads   cluster metadata and watermarks.
-Owns    our defaults for librdkafka (each with its reason), the list of errors that are waited
-        out, and the shape of a message on its way to a decoder.
+Owns    our defaults for librdkafka (each with its reason), and the list of errors that are
+        waited out.
 
 The caller's `client` is a dictionary of librdkafka settings (`bootstrap.servers`, TLS, SASL);
-it wins over every default here. librdkafka's own log goes to the logger `pushflow.kafka`.
+it wins over every default here. librdkafka's own log goes to `pushflow.kafka.client`, without
+its line for each failed connection (thirty a second while a broker is down): `ErrorLog` says
+once that we wait, and once that it is over.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 log = logging.getLogger("pushflow.kafka")
+client_log = logging.getLogger("pushflow.kafka.client")
+# librdkafka's records are (facility, client, text); FAIL is a connection that failed.
+client_log.addFilter(lambda record: not (record.args and "FAIL" in record.args))
 
 START_SECONDS = 60.0  # how long a start waits for a broker or a topic before it gives up
 
@@ -83,17 +88,6 @@ _TRANSIENT = frozenset(
 )
 
 
-class RawMessage(NamedTuple):
-    """A message as Kafka holds it."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None  # None: a tombstone
-    timestamp_ms: int  # as the topic keeps it (the producer's or the broker's); -1: unknown
-
-
 class KafkaFailure(RuntimeError):
     """Kafka will not do what we need, and waiting does not help; the message says what does."""
 
@@ -102,14 +96,14 @@ def consumer_settings(
     client: Mapping[str, Any], more: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return a consumer's settings: our defaults, under `more`, under the caller's `client`."""
-    return {"logger": log, **_CONSUMER, **(more or {}), **client}
+    return {"logger": client_log, **_CONSUMER, **(more or {}), **client}
 
 
 def producer_settings(
     client: Mapping[str, Any], more: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return a producer's settings: our defaults, under `more`, under the caller's `client`."""
-    return {"logger": log, **_PRODUCER, **(more or {}), **client}
+    return {"logger": client_log, **_PRODUCER, **(more or {}), **client}
 
 
 def is_transient(error: KafkaError) -> bool:
@@ -127,18 +121,22 @@ class ErrorLog:
 
     Notes
     -----
-    Each (what, code) is logged once until `all_well`. At most 1,000 of them are remembered.
+    An absent broker and each (what, code) are logged once until `all_well`. At most 1,000 of
+    them are remembered.
     """
 
     def __init__(self, client: Mapping[str, Any]) -> None:
         self._address = address(client)
         self._known: set[tuple[str, int]] = set()
+        self._is_away = False
         self._failure: KafkaFailure | None = None
 
     def on_error(self, error: KafkaError) -> None:
         """Take an error from librdkafka's `error_cb`; a lasting one is raised by `check`."""
         if is_transient(error):
-            self.wait_out("broker", error)
+            if not self._is_away:
+                self._is_away = True
+                log.warning("Kafka at %s: %s; waiting", self._address, error.str())
         else:
             self._failure = self._explain("client", error)
 
@@ -157,8 +155,9 @@ class ErrorLog:
 
     def all_well(self) -> None:
         """Note that data flow again, so that the next trouble is logged anew."""
-        if self._known:
+        if self._known or self._is_away:
             self._known.clear()
+            self._is_away = False
             log.warning("Kafka at %s answers again", self._address)
 
     def _explain(self, what: str, error: KafkaError) -> KafkaFailure:

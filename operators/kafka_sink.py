@@ -111,6 +111,7 @@ class _Deliveries:
         while self._producer.flush(1.0):
             self.check()
         self.check()
+        self.errors.all_well()
 
     def check(self) -> None:
         if self._failure is not None:
@@ -129,8 +130,8 @@ class _Deliveries:
     def _explain(self, topic: str, error: KafkaError) -> KafkaFailure:
         return KafkaFailure(
             f"a record for {topic} was not delivered to {self._address}: {error.name()}: "
-            f"{error.str()}. Mend the broker, its disk or our rights, then start again: nothing "
-            "is lost, the flow resumes from its last snapshot"
+            f"{error.str()}. See the broker's log, and the topic's settings for size, timestamps "
+            "and rights. Started again, a flow goes on from its last snapshot and loses nothing"
         )
 
 

@@ -20,9 +20,9 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from operators.hops import RawMessage
 from operators.kafka_client import (
     ErrorLog,
-    RawMessage,
     consumer_settings,
     log,
     watermarks,

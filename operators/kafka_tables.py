@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
+from operators.hops import RawMessage
 from operators.kafka_client import (
     ErrorLog,
-    RawMessage,
     address,
     consumer_settings,
     count_partitions,

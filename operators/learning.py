@@ -7,7 +7,7 @@ Owns    the order between attribution and the tracking of items within a user's 
 """
 
 from models.arms import policy_spec_hash
-from models.learner import RewardLearner, pack_lower, pack_vector
+from models.learner import RewardLearner, SnapshotError, pack_lower, pack_vector
 from operators import metrics
 from operators.attribution import Attribution
 from operators.hops import Forget, ItemSignal, Reward, ShardBatch
@@ -107,7 +107,7 @@ class LearnerShard:
 
     def __init__(self, state: tuple[str, int, bytes] | None = None) -> None:
         self._shard, self._time_ms, learner = state or ("", 0, b"")
-        self._learner = RewardLearner.restore(learner) if learner else RewardLearner()
+        self._learner = _restored(learner)
         self._learned = metrics.REWARDS.labels("reward")
         self._corrected = metrics.REWARDS.labels("correction")
 
@@ -142,3 +142,14 @@ class LearnerShard:
     def snapshot(self) -> tuple[str, int, bytes]:
         """Return the state: immutable, 9.5 KB at D = 47."""
         return self._shard, self._time_ms, self._learner.snapshot()
+
+
+def _restored(state: bytes) -> RewardLearner:
+    """Return the learner of a snapshot; a new one where a release has changed the columns."""
+    if not state:
+        return RewardLearner()
+    try:
+        return RewardLearner.restore(state)
+    except SnapshotError:
+        metrics.FALLBACKS.labels("learner_spec").inc()
+        return RewardLearner()

@@ -426,6 +426,7 @@ class StateStore(Generic[S]):
     def _snapshot(self, shard: str) -> SnapshotRef:
         if self._number == 0 and not self._is_epoch_open and shard in self._names:
             return self._names[shard]
+        # Never a second close within one block: it would take this block's names for committed.
         if self._number == 0 or self._is_epoch_open:
             self._close_epoch()
         ref = self._names[shard] = SnapshotRef(shard, self._lineage.name, self._number)

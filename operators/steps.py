@@ -10,7 +10,7 @@ removed. On the end of input nothing is fired: a stop is not the end of the user
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from threading import local
+from threading import get_ident
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 import bytewax.operators as op
@@ -41,18 +41,20 @@ class PerWorker(Generic[S]):
     """One `StateStore` for each worker thread, made on first use.
 
     Bytewax closes the epoch worker by worker, so a store that two threads shared would be
-    checkpointed in the middle of the other's epoch.
+    checkpointed in the middle of the other's epoch. Stores are kept by thread number and not in
+    a `threading.local`: Bytewax's threads are not Python's, and lose theirs between two calls.
     """
 
     def __init__(self, make: Callable[[], StateStore[S]]) -> None:
         self._make = make
-        self._local = local()
+        self._stores: dict[int, StateStore[S]] = {}
 
     def open_shard(self, shard: str, resume: SnapshotRef | None) -> Shard[S]:
         """Open a shard in this thread's store."""
-        store: StateStore[S] | None = getattr(self._local, "store", None)
+        thread = get_ident()
+        store = self._stores.get(thread)
         if store is None:
-            store = self._local.store = self._make()
+            store = self._stores[thread] = self._make()
         return store.open_shard(shard, resume)
 
 

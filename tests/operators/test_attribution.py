@@ -287,7 +287,7 @@ def test_a_decision_older_than_all_corrections_is_stale():
 def test_a_push_that_never_arrived_teaches_nothing():
     join = attribution(shard())
     join.on_decision(decision(), 0, T0)
-    join.on_feedback(feedback("token_invalid"), 0, T0)
+    assert join.on_feedback(feedback("token_invalid"), 0, T0) == []
     assert join.advance(0, T0 + WINDOW) == []
 
 

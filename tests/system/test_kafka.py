@@ -43,21 +43,16 @@ def client(kafka_bootstrap: str) -> dict[str, str]:
     return {"bootstrap.servers": kafka_bootstrap}
 
 
-@pytest.fixture
-def broker(client: dict[str, str]) -> Broker:
-    """The broker, with topics named by a uuid."""
-    return Broker(
-        client,
-        lambda topic: create_topics(client, [(topic, 4, 1, KEPT)]),
-        f"test-{uuid.uuid4().hex[:12]}",
-    )
+def own_topics(client: dict[str, str]) -> Broker:
+    """Return the broker, with topics named by a uuid."""
+    test = f"test-{uuid.uuid4().hex[:12]}"
+    return Broker(client, lambda topic: create_topics(client, [(topic, 4, 1, KEPT)]), test)
 
 
 class TestOnARealBroker(KafkaContract):
     @pytest.fixture
     def broker(self, client: dict[str, str]) -> Broker:
-        test = f"test-{uuid.uuid4().hex[:12]}"
-        return Broker(client, lambda topic: create_topics(client, [(topic, 4, 1, KEPT)]), test)
+        return own_topics(client)
 
 
 def test_topics_of_different_widths_are_refused(client: dict[str, str]) -> None:
@@ -103,8 +98,8 @@ def test_topics_are_made_as_specified_and_drift_is_told(client: dict[str, str]) 
     ]
 
 
-def test_marks_of_transactions_do_not_hide_the_end(broker: Broker, client: dict[str, str]) -> None:
-    topic, rows = broker.topic("in"), {}
+def test_marks_of_transactions_do_not_hide_the_end(client: dict[str, str]) -> None:
+    topic, rows = own_topics(client).topic("in"), {}
     producer = Producer(
         client | {"transactional.id": uuid.uuid4().hex, "partitioner": "murmur2_random"}
     )

@@ -1,0 +1,87 @@
+"""The whole of `decide`: the same decisions whatever the batches, workers and crashes."""
+
+import collections
+from pathlib import Path
+
+import msgspec
+import pytest
+from bytewax.testing import TestingSource
+
+from operators.hops import RawMessage
+from operators.messages import Decision
+from tests.flows import world as w
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> w.World:
+    return w.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def expected(world: w.World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    of = w.settings(tmp_path_factory.mktemp("expected"))
+    written = w.run_decide(of, world.tables(of), w.merged(w.polls(world.messages, 100)))
+    assert len(written) == len(dict(written))
+    return dict(written)
+
+
+def test_the_world_has_decisions_of_every_kind(expected: dict[str, bytes]) -> None:
+    decisions = [msgspec.json.decode(value, type=Decision) for value in expected.values()]
+
+    outcomes = collections.Counter(d.outcome for d in decisions)
+    triggers = {d.trigger.type for d in decisions}
+    assert outcomes["send"] > 20
+    assert outcomes.keys() == {"send", "defer", "suppress", "holdout"}
+    assert triggers >= {"intent", "cart_left", "session_ended"}
+    assert {d.learning.model_version for d in decisions if d.outcome == "send"} != {"none"}
+    assert not any(d.learning.policy_version.startswith("0-") for d in decisions)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+@pytest.mark.parametrize("size", [1, 100, 1_000])
+def test_batch_sizes_and_workers_change_no_byte(
+    world: w.World, expected: dict[str, bytes], tmp_path: Path, size: int, n_workers: int
+) -> None:
+    of = w.settings(tmp_path)
+    messages = [m for m in world.messages if size > 1 or m.topic == "users" or m.offset < 800]
+    steps = w.merged(w.polls(messages, size))
+    written = w.run_decide(of, world.tables(of), steps, n_workers=n_workers)
+
+    assert len(written) == len(dict(written))
+    if size > 1:
+        assert dict(written) == expected
+    else:  # one message a batch is slow: the first 800 events, which decide as they did
+        assert len(written) > 100
+        assert dict(written).items() <= expected.items()
+
+
+def test_a_crash_after_any_batch_decides_the_same(
+    world: w.World, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    steps = w.merged(w.polls(world.messages, 100))
+    written: list[tuple[str, bytes]] = []
+    for crash_at in range(1, len(steps) + 2, 2):
+        of = w.settings(tmp_path / "state", run_id=f"run-{crash_at}")
+        # A list with one abort for each run: Bytewax's source resumes at the wrong place where
+        # it has passed an abort before.
+        crashing = [*steps[:crash_at], TestingSource.ABORT(), *steps[crash_at:]]
+        written += w.run_decide(of, world.tables(of), crashing, recovery=tmp_path / "recovery")
+    of = w.settings(tmp_path / "state", run_id="last")
+    written += w.run_decide(of, world.tables(of), steps, recovery=tmp_path / "recovery")
+
+    assert dict(written) == expected
+
+
+def test_rubbish_between_events_takes_nothing_from_them(
+    world: w.World, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    of = w.settings(tmp_path)
+    dirty: list[RawMessage] = []
+    for n, message in enumerate(world.messages):
+        dirty.append(message)
+        dirty.append(message._replace(value=b"\xff{" + str(n).encode()))
+    steps = w.merged(w.polls(dirty, 100))
+    written = w.run_decide(of, world.tables(of), steps)
+
+    assert dict(written) == expected
+    assert sum(len(poll.dead) for poll in steps) == len(world.messages)
