@@ -13,6 +13,7 @@ the decision that it caused has been read back, the reader's polling included.
 
 import argparse
 import contextlib
+import signal
 import sys
 import tempfile
 import time
@@ -115,6 +116,7 @@ def run_demo(
         Where the report goes as JSON, and beside it the picture. None: the picture alone, in
         the working directory.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     console = console or Console()
     plan = Plan(users, seconds, seed, port)
     picture = report.with_suffix(".png") if report else Path(f"demo-{seed}.png")
@@ -126,6 +128,9 @@ def run_demo(
         except ChildError as error:
             console.print(str(error), style="red", markup=False, highlight=False)
             return 1
+        except KeyboardInterrupt:
+            console.print("stopped before the run began")
+            return 130
     return conclude(ended, console, picture, report)
 
 

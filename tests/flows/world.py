@@ -111,21 +111,21 @@ def run_decide(
     out: list[tuple[str, Any]] = []
     ends = decide.Ends(source=TestingSource(steps), decisions=TestingSink(out))
     flow = decide.build(of, tables, ends, n_workers=n_workers)
-    config = None
     if recovery is not None:
-        if not recovery.exists():
-            recovery.mkdir()
-            init_db_dir(recovery, 2)
-        config = RecoveryConfig(str(recovery))
-    epoch = timedelta(0) if recovery is not None else timedelta(seconds=1)
-    if n_workers == 1:
-        run_main(flow, epoch_interval=epoch, recovery_config=config)
+        run_with_recovery(flow, recovery)
+    elif n_workers == 1:
+        run_main(flow)
     else:
-        cluster_main(
-            flow, [], 0, worker_count_per_proc=n_workers,
-            epoch_interval=epoch, recovery_config=config,
-        )
+        cluster_main(flow, [], 0, worker_count_per_proc=n_workers)
     return [(record.id, record.value) for _key, record in out]
+
+
+def run_with_recovery(flow: Any, directory: Path) -> None:
+    """Run a flow with a snapshot after each item of its source."""
+    if not directory.exists():
+        directory.mkdir()
+        init_db_dir(directory, 2)
+    run_main(flow, epoch_interval=timedelta(0), recovery_config=RecoveryConfig(str(directory)))
 
 
 def run_learn(of: Settings, steps: list[Any]) -> tuple[list[PolicyShard], list[ItemStats]]:
