@@ -30,7 +30,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]  # (name, labels) 
 
 
 class ChildError(RuntimeError):
-    """A child died or did not get ready; the message holds the end of its log."""
+    """What the demo needs does not run; the message says what, with the end of its log."""
 
 
 class FlowProcess:

@@ -8,7 +8,7 @@ import logging
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import orjson
 import typer
@@ -17,6 +17,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flows.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flows.recorded import Recording
+    from operators.messages import Event, Item
 
 app = typer.Typer(
     name="pushflow",
@@ -177,6 +183,193 @@ def explain(
         where = str(file) if file is not None else "push.decisions.v1"
         fail(f"no decision {decision_id} in {where}")
     Console().print(explaining.explain(found))
+
+
+Speed = Annotated[
+    float, typer.Option(help="Seconds of event time a second; 3600 is an hour; 0: all it takes.")
+]
+Limit = Annotated[int | None, typer.Option(help="Send at most this many events.")]
+From = Annotated[str | None, typer.Option("--from", help="Leave out what is before, 2011-03-01.")]
+Until = Annotated[str | None, typer.Option(help="Leave out what is from then on.")]
+
+
+def _replay(
+    recording: "Recording", speed: float, limit: int | None, start: str | None, end: str | None
+) -> None:
+    from flows.replay import Pace, parse_time, replay
+    from operators.kafka_client import KafkaFailure
+    from operators.kafka_sink import Writer
+
+    current = settings()
+    try:
+        pace = Pace(
+            speed=speed,
+            limit=limit,
+            from_ms=parse_time(start) if start else None,
+            until_ms=parse_time(end) if end else None,
+        )
+        totals = replay(recording, Writer(current.kafka.client()), current.topics, pace, console)
+    except (KafkaFailure, ValueError) as error:
+        fail(str(error))
+    print_json(totals._asdict())
+
+
+@replay_app.command("retail")
+def replay_retail(
+    path: Annotated[Path, typer.Argument(help="online_retail.csv or .csv.gz", exists=True)],
+    speed: Speed = 0.0,
+    limit: Limit = None,
+    start: From = None,
+    until: Until = None,
+) -> None:
+    """Send an online shop's invoices: purchases and refunds, with items and users."""
+    from flows.recorded import retail
+
+    _replay(retail(path), speed, limit, start, until)
+
+
+@replay_app.command("movielens")
+def replay_movielens(
+    path: Annotated[Path, typer.Argument(help="Folder with ratings.csv, movies.csv, tags.csv.")],
+    speed: Speed = 0.0,
+    limit: Limit = None,
+    start: From = None,
+    until: Until = None,
+) -> None:
+    """Send MovieLens ratings and tags, with films as items."""
+    from flows.recorded import movielens
+
+    if not (path / "ratings.csv").is_file():
+        fail(f"{path} has no ratings.csv: give the folder of a MovieLens data set")
+    _replay(movielens(path), speed, limit, start, until)
+
+
+@replay_app.command("events")
+def replay_events(
+    path: Annotated[str, typer.Argument(help="JSON lines, plain or gzip; - reads the input.")],
+    topic: Annotated[str, typer.Option(help="Topic that the lines are of.")] = "push.events.v1",
+    speed: Speed = 0.0,
+    limit: Limit = None,
+    start: From = None,
+    until: Until = None,
+) -> None:
+    """Send our own messages from a file, byte for byte."""
+    from flows.recorded import json_lines
+
+    if path != "-" and not Path(path).is_file():
+        fail(f"no file {path}")
+    try:
+        recording = json_lines(path, topic)
+    except ValueError as error:
+        fail(str(error))
+    _replay(recording, speed, limit, start, until)
+
+
+Out = Annotated[Path, typer.Option(help="The model file to write.")]
+Epochs = Annotated[int, typer.Option(min=1, help="At most; training stops when it has enough.")]
+Seed = Annotated[int, typer.Option(help="Of weights and the order of batches.")]
+Publish = Annotated[
+    bool, typer.Option("--publish", help="Send its card to push.models.v1: decide takes it up.")
+]
+
+
+def _train(
+    events: "Iterable[Event]",
+    items: "Iterable[Item]",
+    out: Path,
+    *,
+    epochs: int,
+    seed: int,
+    publish: bool,
+) -> None:
+    try:
+        from flows.teach import teach
+    except ImportError as error:
+        fail(f"{error}. Training needs torch: pip install 'pushflow[train]'")
+    from operators.kafka_client import KafkaFailure
+
+    try:
+        card, metrics = teach(
+            settings(), events, items, out, epochs=epochs, seed=seed, console=console
+        )
+        if publish:
+            from flows.teach import publish_card
+
+            publish_card(settings(), card)
+    except (KafkaFailure, ValueError) as error:
+        fail(str(error))
+    print_json({"path": card.path, "version": card.version, **metrics})
+
+
+@train_app.command("retail")
+def train_retail(
+    path: Annotated[Path, typer.Argument(help="online_retail.csv or .csv.gz", exists=True)],
+    out: Out = Path("student.pfm"),
+    until: Until = None,
+    epochs: Epochs = 12,
+    seed: Seed = 1,
+    publish: Publish = False,
+) -> None:
+    """Train on an online shop's invoices."""
+    from flows.recorded import retail
+    from flows.training import recorded_events, recorded_items
+
+    recording = retail(path)
+    events = recorded_events(recording, until)
+    _train(events, recorded_items(recording), out, epochs=epochs, seed=seed, publish=publish)
+
+
+@train_app.command("movielens")
+def train_movielens(
+    path: Annotated[Path, typer.Argument(help="Folder with ratings.csv, movies.csv, tags.csv.")],
+    out: Out = Path("student.pfm"),
+    until: Until = None,
+    epochs: Epochs = 12,
+    seed: Seed = 1,
+    publish: Publish = False,
+) -> None:
+    """Train on MovieLens ratings."""
+    from flows.recorded import movielens
+    from flows.training import recorded_events, recorded_items
+
+    if not (path / "ratings.csv").is_file():
+        fail(f"{path} has no ratings.csv: give the folder of a MovieLens data set")
+    recording = movielens(path)
+    events = recorded_events(recording, until)
+    _train(events, recorded_items(recording), out, epochs=epochs, seed=seed, publish=publish)
+
+
+@train_app.command("topics")
+def train_topics(
+    out: Out = Path("student.pfm"),
+    epochs: Epochs = 12,
+    seed: Seed = 1,
+    publish: Publish = False,
+) -> None:
+    """Train on what push.events.v1 and push.items.v1 hold now."""
+    from flows.training import topic_events, topic_items
+
+    current = settings()
+    events, items = topic_events(current), topic_items(current)
+    _train(events, items, out, epochs=epochs, seed=seed, publish=publish)
+
+
+@app.command()
+def demo(
+    users: Annotated[int, typer.Option(min=10, help="Simulated users.")] = 2_000,
+    seconds: Annotated[float, typer.Option(min=5, help="Length of the run, by the clock.")] = 90.0,
+    seed: Annotated[int, typer.Option(help="Of the population and the training.")] = 1,
+    port: Annotated[int | None, typer.Option(help="Port of the broker; any without.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write the report here as JSON, and its plot beside it.")
+    ] = None,
+) -> None:
+    """Watch the whole loop: simulated users, decisions, and a policy that learns."""
+    try:
+        from flows.demo import run_demo
+    except ImportError as error:
+        fail(f"{error}. The demo needs more packages: pip install 'pushflow[demo]'")
+    raise typer.Exit(run_demo(users=users, seconds=seconds, seed=seed, port=port, report=report))
 
 
 def main() -> None:

@@ -38,6 +38,9 @@ class Kafka(BaseModel):
     topic_prefix: str = ""  # put before every topic's name: several set-ups on one cluster
     partitions: int = Field(4, ge=1, description="of every topic keyed by user_id")
     replication: int = Field(1, ge=1)
+    retention_ms: int | None = Field(
+        None, description="of topics made from now on, in place of each one's own; -1: for ever"
+    )
     batch_size: int = Field(1_000, ge=1, description="messages a poll takes at most")
 
     def client(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows import training
-from flows.children import Counting, FlowProcess
+from flows.children import ChildError, Counting, FlowProcess
 from flows.decide import rules
 from flows.loop import DECISIONS, Outlet, Plan
 from flows.settings import Settings
@@ -138,7 +138,10 @@ class Stage:
         return self
 
     def _set_up(self) -> None:
-        broker = self._stack.enter_context(EmbeddedBroker(self._plan.port))
+        try:
+            broker = self._stack.enter_context(EmbeddedBroker(self._plan.port))
+        except OSError as error:  # the port is taken
+            raise ChildError(str(error)) from error
         redis_url = self._stack.enter_context(redis_server(self._work))
         self.client = broker.client
         self._console.print(

@@ -9,6 +9,9 @@ from operators.messages import TOPICS
 
 # A message is at most 64 KiB to be decoded; a dead letter of a larger one is cut.
 _MAX_MESSAGE_BYTES = 1_048_576
+# Event time may run ahead of the broker's clock (simulations, time zones set wrong): the decoder
+# refuses what is too far ahead, with a dead letter; the broker would stop the producer instead.
+_ANY_MS = str(2**63 - 1)
 
 
 def specs(settings: Settings) -> list[Spec]:
@@ -22,9 +25,11 @@ def specs(settings: Settings) -> list[Spec]:
         config = {
             "cleanup.policy": "compact" if topic.is_compacted else "delete",
             "max.message.bytes": str(_MAX_MESSAGE_BYTES),
+            "message.timestamp.after.max.ms": _ANY_MS,
         }
-        if not topic.is_compacted:
-            config["retention.ms"] = str(topic.retention_ms)
         kafka = settings.kafka
+        if not topic.is_compacted:
+            own = topic.retention_ms if kafka.retention_ms is None else kafka.retention_ms
+            config["retention.ms"] = str(own)
         rows.append((kafka.topic(name), kafka.partitions, kafka.replication, config))
     return rows

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from flows.recorded import Recording
+from flows.replay import Pace, choose, parse_time
 from flows.settings import Settings
 from models.checkpoint import checksum
 from models.dataset import Histories, build_histories
@@ -136,10 +137,14 @@ def from_events(
     return builder.build()
 
 
-def recorded_events(recording: Recording) -> Iterator[Event]:
-    """Yield a recording's usable events; what `decide` would refuse is left out here too."""
+def recorded_events(recording: Recording, until: str | None = None) -> Iterator[Event]:
+    """Yield a recording's usable events before a date, "2011-06-01"; all of them without one.
+
+    What `decide` would refuse is left out here too.
+    """
+    end_ms = parse_time(until) if until else None
     decoder = PartitionDecoder(0, {_TOPIC: Event}, n_shards=1, max_ahead_ms=1 << 60)
-    for record in recording.events():
+    for record in choose(recording.events(), Pace(until_ms=end_ms)):
         message = RawMessage(_TOPIC, 0, 0, None, record.value, record.time_ms)
         for shard in decoder.decode([message]).shards:
             for _watermark, entry in shard.entries:

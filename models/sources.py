@@ -143,7 +143,7 @@ class ContentSource:
             return _NO_ROWS
         scores = dot(items.text_vectors[:n], wanted)  # (n,)
         scores[query.is_seen] = 0.0
-        n_wanted = 2 * self._limit  # half of them may be copies
+        n_wanted = self._limit + self._limit // 2  # a third of them may be copies
         least = np.partition(scores, n - n_wanted)[n - n_wanted] if n > n_wanted else 0.0
         rows = np.flatnonzero(scores >= max(float(least), _LEAST_COSINE))
         values = (scores[rows] * 2.0**22).astype(np.int64)  # exact: multiples of 2^-22
@@ -237,11 +237,10 @@ class UnfinishedSource:
             # At most 50 events of weight 4 and this: below 2^24, so the cart's order stands.
             first = (len(cart) - place) << 24 if query.is_cart_first else 0
             value[row] = max(value.get(row, 0), 0) + _IN_CART + first
-        wanted = [(row, v) for row, v in value.items() if v > 0 and not query.is_closed[row]]
-        if not wanted:
-            return _NO_ROWS
-        rows, values = np.array(wanted, np.int64).T
-        items = query.items
+        rows = np.fromiter(value.keys(), np.int64, len(value))
+        values = np.fromiter(value.values(), np.int64, len(value))
+        is_wanted = (values > 0) & ~query.is_closed[rows]
+        rows, values, items = rows[is_wanted], values[is_wanted], query.items
         return best_rows(values, rows, items.id_rank, items.row_of_rank, self._limit)
 
     def _interest(self, query: Query) -> dict[int, int]:

@@ -48,6 +48,9 @@ FALLBACK_WEIGHT: Final = 0.01  # 0.01 / 61 is less than any source's last place
 
 _RRF: Final = 60  # as in the paper: tells the first ten apart, and yet the hundredth counts
 _UNIT: Final = 2**28  # a fused score of 1; scores stay below 0.2
+_PLACE_BITS: Final = 4  # at most 15 sources and the fallback
+_LAST_PLACE: Final = (1 << _PLACE_BITS) - 1
+_NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 _DAY_MS: Final = 86_400_000
 _WEEK_MS: Final = 7 * _DAY_MS
 
@@ -89,7 +92,7 @@ class CandidateGenerator:
     limit
         K, candidates at most, 1 to 100.
     sources
-        Sources in a fixed order, at most 8 with 100 rows each; of equal contributions the
+        Sources in a fixed order, at most 15 with 100 rows each; of equal contributions the
         earlier source is named.
 
     Notes
@@ -127,47 +130,51 @@ class CandidateGenerator:
         self._items = items
         self._limit = limit
         self._sources = [source for source in sources if weights.get(source.name, 0.0) > 0]
-        self._names = [source.name for source in self._sources] + ["trend"]
-        self._shares = {s.name: _shares(weights[s.name]) for s in self._sources}
-        self._cart_left_shares = self._shares | {"unfinished": _shares(CART_LEFT_WEIGHT)}
-        self._fallback = len(self._sources)
+        self._names = [*(source.name for source in self._sources), "trend"]
+        says = {s.name: _says(weights[s.name], place) for place, s in enumerate(self._sources)}
+        self._says = [says[source.name] for source in self._sources]
+        self._says_of_cart_left = [
+            _says(CART_LEFT_WEIGHT, place) if source.name == "unfinished" else says[source.name]
+            for place, source in enumerate(self._sources)
+        ]
+        self._fallback_says = _says(FALLBACK_WEIGHT, len(self._sources))
 
     def generate(self, trigger: Trigger) -> list[Candidate]:
         """Return the trigger's candidates, best first; none only where nothing can be pushed."""
         items = self._items
         query = make_query(trigger, items)
-        fused = np.zeros(items.n_rows, np.int64)
-        strongest = np.zeros(items.n_rows, np.int64)  # contribution x 16 + (15 - source)
-        is_cart_left = trigger.type == "cart_left"
-        shares = self._cart_left_shares if is_cart_left else self._shares
-        for place, source in enumerate(self._sources):
-            rows = source.propose(query)
-            share = shares[source.name][: len(rows)]
-            fused[rows] += share
-            strongest[rows] = np.maximum(strongest[rows], share * 16 + (15 - place))
-        found = np.flatnonzero(fused > 0)
-        if len(found) < self._limit:
-            self._fill(query, fused, strongest, self._limit - len(found))
-            found = np.flatnonzero(fused > 0)
-        best = best_rows(fused[found], found, items.id_rank, items.row_of_rank, self._limit)
+        says = self._says_of_cart_left if trigger.type == "cart_left" else self._says
+        proposed = [source.propose(query) for source in self._sources]
+        found, fused, strongest = _fuse(
+            np.concatenate([*proposed, _NO_ROWS]),
+            np.concatenate(
+                [*(say[: len(rows)] for say, rows in zip(says, proposed, strict=True)), _NO_ROWS]
+            ),
+        )
+        best = best_rows(fused, found, items.id_rank, items.row_of_rank, self._limit)
+        at = np.searchsorted(found, best)
+        scores, codes = fused[at], strongest[at]
+        if len(best) < self._limit:
+            more = self._more(query, best, self._limit - len(best))
+            best = np.concatenate([best, more])
+            scores = np.concatenate([scores, self._fallback_says[: len(more)] >> _PLACE_BITS])
+            codes = np.concatenate([codes, self._fallback_says[: len(more)]])
         ids = [items.item_ids[row] for row in best.tolist()]
-        names = [self._names[15 - code] for code in (strongest[best] & 15).tolist()]
-        scores = (fused[best] / _UNIT).tolist()
-        return list(map(Candidate._make, zip(ids, names, scores, strict=True)))
+        names = [self._names[_LAST_PLACE - code] for code in (codes & _LAST_PLACE).tolist()]
+        return list(map(Candidate._make, zip(ids, names, (scores / _UNIT).tolist(), strict=True)))
 
     def generate_batch(self, triggers: Sequence[Trigger]) -> list[list[Candidate]]:
         """Return the candidates of each trigger; the others in the batch make no difference."""
         return [self.generate(trigger) for trigger in triggers]
 
-    def _fill(
-        self, query: Query, fused: NDArray[np.int64], strongest: NDArray[np.int64], missing: int
-    ) -> None:
-        """Add what is popular anywhere, else newest, behind what the sources proposed."""
+    @staticmethod
+    def _more(query: Query, found: Rows, missing: int) -> Rows:
+        """Return what is popular anywhere, else newest, beside what the sources proposed."""
         items = query.items
-        rows = np.flatnonzero(~query.is_seen & (fused == 0))
-        rows = best_rows(items.trend[rows], rows, items.id_rank, items.row_of_rank, missing)
-        fused[rows] = _FALLBACK_SHARES[: len(rows)]
-        strongest[rows] = 15 - self._fallback
+        is_left = ~query.is_seen
+        is_left[found] = False
+        rows = np.flatnonzero(is_left)
+        return best_rows(items.trend[rows], rows, items.id_rank, items.row_of_rank, missing)
 
 
 def make_query(trigger: Trigger, items: ItemRows) -> Query:
@@ -261,9 +268,26 @@ def _recent(
     return rows[is_kept], weights[is_kept]
 
 
-def _shares(weight: float) -> NDArray[np.int64]:
-    """Return what a source with this weight gives to its places, int64, shape (100,)."""
-    return np.rint(_UNIT * weight / (_RRF + 1 + np.arange(CANDIDATES))).astype(np.int64)
+def _says(weight: float, place: int) -> NDArray[np.int64]:
+    """Return what the source at a place says of its first 100 rows, int64, shape (100,).
+
+    The contribution, and in the lower bits the place, reversed: of two sources that contribute
+    the same to a row the larger number is the earlier one's.
+    """
+    shares = np.rint(_UNIT * weight / (_RRF + 1 + np.arange(CANDIDATES))).astype(np.int64)
+    says: NDArray[np.int64] = (shares << _PLACE_BITS) + _LAST_PLACE - place
+    return says
 
 
-_FALLBACK_SHARES: Final = _shares(FALLBACK_WEIGHT)
+def _fuse(rows: Rows, says: NDArray[np.int64]) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct rows in ascending order, their sums, and the most said of each."""
+    if not len(rows):
+        return _NO_ROWS, _NO_ROWS, _NO_ROWS
+    order = np.argsort(rows)
+    rows, says = rows[order], says[order]
+    starts = np.flatnonzero(np.concatenate(([True], rows[1:] != rows[:-1])))
+    return (
+        rows[starts],
+        np.add.reduceat(says >> _PLACE_BITS, starts),
+        np.maximum.reduceat(says, starts),
+    )

@@ -208,9 +208,7 @@ def test_consent_and_place_come_with_the_trigger() -> None:
 
 
 def opt_out() -> Feedback:
-    return Feedback(
-        feedback_id="f", decision_id="d", user_id="u1", type="opted_out", time_ms=T0_MS
-    )
+    return Feedback(feedback_id="f", decision_id="d", user_id="u1", type="opted_out", time_ms=T0_MS)
 
 
 def test_an_opt_out_lasts_until_consent_is_given_anew() -> None:

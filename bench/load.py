@@ -1,0 +1,177 @@
+"""A load for whole-path benchmarks: made-up users and items with a known share of triggers.
+
+Each user views two items of category 0 first. Then every event is either (with the share of
+triggers) a third such view by a user who has not fired yet, which shows intent, or a click that
+fires nothing. All campaigns' caps are open, so that every trigger takes the whole path: 100
+candidates, the student, 20 arms, the policy, content.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import orjson
+
+from models.dataset import build_histories
+from models.text import item_text
+from models.train import TrainConfig, train_student
+from operators.codec import encode
+from operators.messages import Campaign, Caps, Consent, Experiment, Item, ItemStats, Template
+from operators.messages import UserProfile as Profile
+
+N_ITEMS = 4_000
+N_CATEGORIES = 16
+_WORDS = ("red", "blue", "small", "large", "warm", "light", "old", "new")
+START_MS = 1_767_571_200_000
+_EXTRA = '"context":{"device":"mobile","platform":"ios","locale":"en-GB","country":"GB"}'
+
+
+class Message(NamedTuple):
+    """One event to send."""
+
+    event_id: str
+    user_id: str
+    value: bytes
+    is_trigger: bool
+
+
+def item_id(number: int) -> str:
+    """Return an item's id; its category is the number modulo the categories."""
+    return f"item-{number:05d}"
+
+
+def items() -> list[Item]:
+    """Return the catalogue."""
+    return [
+        Item(
+            item_id=item_id(n),
+            title=f"{_WORDS[n % 8]} {_WORDS[n // 8 % 8]} thing {n}",
+            categories=[f"category {n % N_CATEGORIES}"],
+            price=float(n % 97 + 1),
+            created_ms=START_MS - n * 1_000_000,
+        )
+        for n in range(N_ITEMS)
+    ]
+
+
+def item_stats(rng: np.random.Generator) -> list[ItemStats]:
+    """Return statistics with 50 neighbours each."""
+    rows = []
+    for n in range(N_ITEMS):
+        views, others = float(rng.integers(1, 500)), rng.choice(N_ITEMS, 50, replace=False)
+        rows.append(
+            ItemStats(
+                item_id=item_id(n),
+                as_of_ms=START_MS,
+                views=views,
+                clicks=views / 4,
+                carts=views / 10,
+                purchases=views / 30,
+                favorites=views / 50,
+                pushes=views / 5,
+                opens=views / 40,
+                rating_sum=0.0,
+                rating_count=0.0,
+                popularity_1d=views,
+                first_seen_ms=START_MS - n * 1_000_000,
+                by_country={"GB": views, "DE": views / 3},
+                neighbours=[(item_id(int(m)), 1 / (k + 1)) for k, m in enumerate(others)],
+            )
+        )
+    return rows
+
+
+def campaign() -> Campaign:
+    """Return a campaign that sends always."""
+    return Campaign(
+        campaign_id="bench",
+        trigger="intent",
+        templates={"en": Template(title="For you", body="{item_title} at {price}")},
+        quiet_hours=None,
+        caps=Caps(per_day=10_000, per_week=10_000, min_gap_seconds=0, same_item_days=0),
+        experiment=Experiment(holdout=0.0, arms={}),
+    )
+
+
+def profile(user_id: str) -> Profile:
+    """Return a user who may be sent to."""
+    return Profile(user_id=user_id, timezone="Europe/London", consent=Consent(push=True))
+
+
+def student(path: Path) -> None:
+    """Train a student of the served size for a moment: its speed is what counts here."""
+    rng = np.random.default_rng(0)
+    n = 5_000
+    histories = build_histories(
+        [f"u{u}" for u in rng.integers(0, 200, n)],
+        [item_id(int(i)) for i in rng.integers(0, N_ITEMS, n)],
+        [1] * n,
+        list(range(1_700_000_000, 1_700_000_000 + n)),
+        item_ids=[item.item_id for item in items()],
+    )
+    texts = [item_text(i.title, i.description, i.categories, i.tags) for i in items()]
+    ids = [item.item_id for item in items()]
+    train_student(histories, ids, texts, path=path, config=TrainConfig(epochs=1), seed=0)
+
+
+class Load:
+    """Events for `n_users` active users, of which a share are triggers.
+
+    Parameters
+    ----------
+    speed
+        Milliseconds of event time between two events.
+    """
+
+    def __init__(self, n_users: int, share: float, *, speed: float, seed: int = 1) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._n_users, self._share, self._speed = n_users, share, speed
+        self._ready = self._rng.permutation(n_users).tolist()
+        self._clicks = np.zeros(n_users, np.int64)
+        self._n = 0
+
+    def _event(self, user: int, kind: str, item: int, *, is_trigger: bool = False) -> Message:
+        self._n += 1
+        event_id, user_id = f"e{self._n:08d}", f"user-{user:06d}"
+        time_ms = START_MS + int(self._n * self._speed)
+        value = (
+            f'{{"event_id":"{event_id}","user_id":"{user_id}","type":"{kind}",'
+            f'"time_ms":{time_ms},"item_id":"{item_id(item)}","value":{item % 97}.5,{_EXTRA}}}'
+        ).encode()
+        return Message(event_id, user_id, value, is_trigger)
+
+    def warm(self) -> list[Message]:
+        """Return two views of category 0 for each user: nobody fires yet."""
+        rounds = self._rng.integers(0, N_ITEMS // N_CATEGORIES, (2, self._n_users))
+        return [
+            self._event(user, "view", int(items_of[user]) * N_CATEGORIES)
+            for items_of in rounds
+            for user in range(self._n_users)
+        ]
+
+    def events(self, n: int) -> list[Message]:
+        """Return the next n events."""
+        is_trigger = (self._rng.random(n) < self._share).tolist()
+        users = self._rng.integers(0, self._n_users, n).tolist()
+        numbers = self._rng.integers(0, N_ITEMS // N_CATEGORIES, n).tolist()
+        out = []
+        for fires, user, number in zip(is_trigger, users, numbers, strict=True):
+            if fires and self._ready:
+                of = self._ready.pop()
+                out.append(self._event(of, "view", number * N_CATEGORIES, is_trigger=True))
+            else:
+                # Two clicks a category at most within 30 events, so that clicks show no intent.
+                self._clicks[user] += 1
+                category = int(self._clicks[user]) % (N_CATEGORIES - 1) + 1
+                out.append(self._event(user, "click", number * N_CATEGORIES + category))
+        return out
+
+
+def as_bytes(rows: list[Item]) -> list[tuple[str, bytes]]:
+    """Return rows as (key, value)."""
+    return [(row.item_id, encode(row)) for row in rows]
+
+
+def decision_event(value: bytes) -> str:
+    """Return the event that a decision answers."""
+    return str(orjson.loads(value)["trigger"]["event_id"])

@@ -1,0 +1,191 @@
+"""The student: users scored a second, and how well it ranks on real data.
+
+Times   one call with full histories of 50 and 100 candidates, on one thread: the torch module
+        as it stands (eager, fp32, newest position asked at the end), the ONNX graph alone,
+        and `StudentScorer.score` with its buckets, scaling and masking. Best of 7 rounds.
+Leaves  out building the item table and reading the model file. Weights are random: they do
+        not change the time.
+--train trains on ml-latest-small and online-retail instead and prints their test metrics;
+        needs ../shared/data. --demo trains on a planted set of the demo's size.
+
+    python -m bench.student [--train | --demo]
+
+Prints a table, then one JSON line.
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.checkpoint import write_model
+from models.dataset import Histories, build_histories, gap_buckets, time_bucket
+from models.export import export_student
+from models.features import CANDIDATES, EVENT_CODE, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
+from models.serving import StudentScorer
+from models.student import Student, StudentConfig
+from models.text import item_text
+from models.train import TrainConfig, train_student
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+N_ITEMS = 5_000
+BATCHES = (1, 8, 32, 128)
+ROUNDS = 7
+
+Corpus = tuple[Histories, list[str], list[str]]
+
+
+def best_seconds(call: Callable[[], object], n_users: int) -> float:
+    repeats = max(3, 256 // n_users)
+    best = float("inf")
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        best = min(best, (time.perf_counter() - start) / repeats)
+    return best
+
+
+def time_serving() -> dict[str, float]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    student = Student(StudentConfig(), N_ITEMS).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "student.pfm"
+        write_model(path, export_student(student, [str(i) for i in range(N_ITEMS)], {}))
+        scorer = StudentScorer(path)
+    table = np.zeros((N_ITEMS + 1, scorer.dim), np.float32)
+    table[1:] = student.item_table(torch.randn(N_ITEMS, TEXT_DIM)).detach().numpy()[1:]
+    found: dict[str, float] = {}
+    print(
+        f"{'users a call':>12} {'eager µs/user':>14} {'graph µs/user':>14} {'scorer µs/user':>15}"
+    )
+    for n_users in BATCHES:
+        shape = (n_users, HISTORY)
+        rows = rng.integers(1, N_ITEMS + 1, shape)
+        types = rng.integers(1, 12, shape)
+        age_s = np.sort(rng.exponential(1e5, shape), axis=1)[:, ::-1].astype(np.float32)
+        context = rng.exponential(3, (n_users, N_CONTEXT)).astype(np.float32)
+        candidates = rng.integers(1, N_ITEMS + 1, (n_users, CANDIDATES))
+        inputs = (rows, types, gap_buckets(rows, age_s), scale_context(context))
+        columns = dict(zip(("rows", "types", "gaps", "context"), inputs, strict=True))
+        columns |= {"age": time_bucket(age_s[:, -1]), "candidates": candidates}
+        tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
+        vectors = torch.from_numpy(table)
+
+        def eager(t: dict[str, torch.Tensor] = tensors, v: torch.Tensor = vectors) -> None:
+            with torch.inference_mode():
+                states = student.encode(v, t["rows"], t["types"], t["gaps"])[:, -1]
+                users = student.users(states, t["context"], t["age"])
+                _ = v[t["candidates"]] @ users[:, :, None]
+
+        request = (rows, types, age_s, context, candidates)
+        calls: dict[str, Callable[[], object]] = {
+            "eager": eager,
+            "graph": lambda c=columns: scorer._run(table, c, scorer.rows_per_call),
+            "scorer": lambda r=request: scorer.score(table, *r),
+        }
+        micros = {k: best_seconds(call, n_users) / n_users * 1e6 for k, call in calls.items()}
+        print("{:12d} {:14.1f} {:14.1f} {:15.1f}".format(n_users, *micros.values()))
+        found |= {f"{name}_us_{n_users}": round(value, 1) for name, value in micros.items()}
+        found |= {f"{n}_users_per_s_{n_users}": round(1e6 / v) for n, v in micros.items()}
+    return found
+
+
+def movielens() -> Corpus:
+    folder = DATA / "ml-latest-small"
+    with (folder / "ratings.csv").open() as file:
+        ratings = list(csv.DictReader(file))
+    rated = {row["movieId"] for row in ratings}
+    with (folder / "movies.csv").open() as file:
+        movies = [row for row in csv.DictReader(file) if row["movieId"] in rated]
+    ids = [row["movieId"] for row in movies]
+    texts = [item_text(row["title"], categories=row["genres"].split("|")) for row in movies]
+    users, items = [row["userId"] for row in ratings], [row["movieId"] for row in ratings]
+    times = [int(row["timestamp"]) for row in ratings]
+    kinds = [EVENT_CODE["rate"]] * len(ratings)
+    return build_histories(users, items, kinds, times, item_ids=ids), ids, texts
+
+
+def retail() -> Corpus:
+    with gzip.open(DATA / "online-retail" / "online_retail.csv.gz", "rt") as file:
+        lines = [
+            row
+            for row in csv.DictReader(file)
+            if row["CustomerID"] and not row["InvoiceNo"].startswith("C")
+        ]
+    titles = {row["StockCode"]: row["Description"] for row in reversed(lines)}
+    ids = sorted(titles)
+    times = [int(datetime.fromisoformat(row["InvoiceDate"] + "Z").timestamp()) for row in lines]
+    users, items = [row["CustomerID"] for row in lines], [row["StockCode"] for row in lines]
+    kinds = [EVENT_CODE["purchase"]] * len(lines)
+    histories = build_histories(users, items, kinds, times, item_ids=ids)
+    return histories, ids, [titles[item_id] for item_id in ids]
+
+
+def planted() -> Corpus:
+    """Return 2,000 users with 60 events each on 500 items of 20 tastes."""
+    rng = np.random.default_rng(0)
+    n_users, n_events, n_items, n_tastes = 2_000, 60, 500, 20
+    ids = [f"i{n}" for n in range(n_items)]
+    own = rng.integers(n_tastes, size=(n_users, 1))
+    is_own = rng.random((n_users, n_events)) < 0.8
+    tastes = np.where(is_own, own, rng.integers(n_tastes, size=(n_users, n_events)))
+    items = tastes + n_tastes * rng.integers(n_items // n_tastes, size=tastes.shape)
+    users = np.repeat(np.arange(n_users), n_events)
+    times = (np.arange(n_events) * 10_000 + rng.integers(0, 86_400, (n_users, 1))).ravel()
+    types = rng.choice([1, 2, 4, 6], users.size)
+    histories = build_histories(
+        users.astype(str), [ids[i] for i in items.ravel()], types, times, item_ids=ids
+    )
+    return histories, ids, [f"taste {n % n_tastes} item {n}" for n in range(n_items)]
+
+
+def train_on(corpora: dict[str, Callable[[], Corpus]], config: TrainConfig) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, load in corpora.items():
+        histories, ids, texts = load()
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "student.pfm"
+            metrics = train_student(histories, ids, texts, path=path, config=config).metrics
+        metrics["seconds"] = time.perf_counter() - start
+        print(
+            f"{name}: {len(histories.user_ids)} users, {len(ids)} items, "
+            f"{len(histories.rows)} events"
+        )
+        for key, value in metrics.items():
+            print(f"  {key:24} {value:10.4f}")
+        found |= {f"{name}_{key}": round(value, 4) for key, value in metrics.items()}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--train", action="store_true", help="train on the two real data sets")
+    which.add_argument("--demo", action="store_true", help="train on a set of the demo's size")
+    parser.add_argument("--epochs", type=int, default=TrainConfig().epochs)
+    parser.add_argument("--threads", type=int, default=TrainConfig().threads)
+    args = parser.parse_args()
+    config = TrainConfig(epochs=args.epochs, threads=args.threads)
+    if args.train:
+        found = train_on({"movielens": movielens, "retail": retail}, config)
+    elif args.demo:
+        found = train_on({"planted": planted}, config)
+    else:
+        found = time_serving()
+    print(json.dumps({"bench": "student", **found}))
+
+
+if __name__ == "__main__":
+    main()

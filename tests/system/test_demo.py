@@ -1,0 +1,69 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+
+def start(folder: Path, *options: str) -> "subprocess.Popen[str]":
+    """Start a small demo in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.demo", "--users", "300", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=(folder / "stderr").open("w"),
+        text=True,
+    )
+
+
+def read_until(stream: IO[str], word: str) -> None:
+    """Read lines up to the first with `word`."""
+    for line in stream:
+        if word in line:
+            return
+    pytest.fail(f"the demo ended before it said {word!r}")
+
+
+def report_of(demo: "subprocess.Popen[str]") -> dict[str, Any]:
+    """Return the last line of what is left of the output."""
+    output, _ = demo.communicate(timeout=240)
+    found = json.loads(output.splitlines()[-1])
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_whole_run_loses_nothing_and_decides_nothing_twice(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--seconds", "12", "--report", str(tmp_path / "report.json"))
+
+    found = report_of(demo)
+
+    assert demo.returncode == 0
+    assert (found["lost"], found["duplicates"], found["exit_codes"]) == (0, 0, [0, 0])
+    assert found["events_decoded"] == found["events_sent"] > 0
+    assert found["dead_letters"] == found["rubbish_sent"] > 0
+    assert sum(found["decisions"].values()) == found["triggers"] > 0
+    assert found["rewards_learned"] > 0
+    assert json.loads((tmp_path / "report.json").read_text()) == found
+    assert (tmp_path / "report.png").stat().st_size > 1_000
+
+
+def test_an_interrupt_ends_the_run_early_with_its_summary(tmp_path: Path) -> None:
+    demo = start(tmp_path, "--seconds", "600", "--report", str(tmp_path / "report.json"))
+    assert demo.stdout is not None
+    read_until(demo.stdout, "events/s")
+    time.sleep(3)
+
+    demo.send_signal(signal.SIGINT)
+    found = report_of(demo)
+
+    assert demo.returncode == 0
+    assert found["seconds"] < 60
+    assert (found["lost"], found["duplicates"], found["exit_codes"]) == (0, 0, [0, 0])
