@@ -21,10 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.checkpoint import write_model
 from models.dataset import Histories, build_histories, gap_buckets, time_bucket
@@ -54,45 +57,59 @@ def best_seconds(call: Callable[[], object], n_users: int) -> float:
     return best
 
 
+def make_requests(n_users: int) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng(n_users)
+    shape = (n_users, HISTORY)
+    return {
+        "history_rows": rng.integers(1, N_ITEMS + 1, shape),
+        "history_types": rng.integers(1, 12, shape),
+        "history_age_s": np.sort(rng.exponential(1e5, shape))[:, ::-1].astype(np.float32),
+        "context": rng.exponential(3, (n_users, N_CONTEXT)).astype(np.float32),
+        "candidate_rows": rng.integers(1, N_ITEMS + 1, (n_users, CANDIDATES)),
+    }
+
+
+def graph_inputs(requests: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    rows, age_s = requests["history_rows"], requests["history_age_s"]
+    return {
+        "rows": rows,
+        "types": requests["history_types"],
+        "gaps": gap_buckets(rows, age_s),
+        "context": scale_context(requests["context"]),
+        "age": time_bucket(age_s[:, -1]),
+        "candidates": requests["candidate_rows"],
+    }
+
+
+def eager(student: Student, table: torch.Tensor, t: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.inference_mode():
+        states = student.encode(table, t["rows"], t["types"], t["gaps"])[:, -1]
+        users = student.users(states, t["context"], t["age"])
+        return table[t["candidates"]] @ users[:, :, None]
+
+
 def time_serving() -> dict[str, float]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
     student = Student(StudentConfig(), N_ITEMS).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "student.pfm"
         write_model(path, export_student(student, [str(i) for i in range(N_ITEMS)], {}))
         scorer = StudentScorer(path)
-    table = np.zeros((N_ITEMS + 1, scorer.dim), np.float32)
-    table[1:] = student.item_table(torch.randn(N_ITEMS, TEXT_DIM)).detach().numpy()[1:]
+    vectors = student.item_table(torch.randn(N_ITEMS, TEXT_DIM)).detach()
+    table = vectors.numpy()
     found: dict[str, float] = {}
     print(
         f"{'users a call':>12} {'eager µs/user':>14} {'graph µs/user':>14} {'scorer µs/user':>15}"
     )
     for n_users in BATCHES:
-        shape = (n_users, HISTORY)
-        rows = rng.integers(1, N_ITEMS + 1, shape)
-        types = rng.integers(1, 12, shape)
-        age_s = np.sort(rng.exponential(1e5, shape), axis=1)[:, ::-1].astype(np.float32)
-        context = rng.exponential(3, (n_users, N_CONTEXT)).astype(np.float32)
-        candidates = rng.integers(1, N_ITEMS + 1, (n_users, CANDIDATES))
-        inputs = (rows, types, gap_buckets(rows, age_s), scale_context(context))
-        columns = dict(zip(("rows", "types", "gaps", "context"), inputs, strict=True))
-        columns |= {"age": time_bucket(age_s[:, -1]), "candidates": candidates}
-        tensors = {name: torch.from_numpy(values) for name, values in columns.items()}
-        vectors = torch.from_numpy(table)
-
-        def eager(t: dict[str, torch.Tensor] = tensors, v: torch.Tensor = vectors) -> None:
-            with torch.inference_mode():
-                states = student.encode(v, t["rows"], t["types"], t["gaps"])[:, -1]
-                users = student.users(states, t["context"], t["age"])
-                _ = v[t["candidates"]] @ users[:, :, None]
-
-        request = (rows, types, age_s, context, candidates)
+        requests = make_requests(n_users)
+        inputs = graph_inputs(requests)
+        tensors = {name: torch.from_numpy(values) for name, values in inputs.items()}
         calls: dict[str, Callable[[], object]] = {
-            "eager": eager,
-            "graph": lambda c=columns: scorer._run(table, c, scorer.rows_per_call),
-            "scorer": lambda r=request: scorer.score(table, *r),
+            "eager": partial(eager, student, vectors, tensors),
+            "graph": partial(scorer._run, table, inputs, scorer.rows_per_call),
+            "scorer": partial(scorer.score, table, **requests),
         }
         micros = {k: best_seconds(call, n_users) / n_users * 1e6 for k, call in calls.items()}
         print("{:12d} {:14.1f} {:14.1f} {:15.1f}".format(n_users, *micros.values()))

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -30,6 +31,11 @@ _META: Final = "meta.json"
 _TEXT: Final = "text_projection.npy"
 _IDS: Final = "id_vectors.npy"
 _FORMAT: Final = 1
+# What zipfile, json and numpy raise on bytes that are not what they should be.
+_DAMAGE: Final = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+)
 
 
 class ModelFileError(Exception):
@@ -103,14 +109,13 @@ def read_model(path: Path) -> tuple[str, ModelFile]:
         item_ids = [str(item_id) for item_id in meta["item_ids"]]
         if text.shape[0] != TEXT_DIM or ids.shape != (len(item_ids), text.shape[1]):
             raise ValueError(f"arrays of shapes {text.shape} and {ids.shape} do not fit")
-    except (OSError, ValueError, LookupError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        config, metrics = dict(meta["config"]), dict(meta["metrics"])
+    except _DAMAGE as error:
         raise ModelFileError(
             f"cannot read the model file {path}: {error}. "
             "Copy it again, or make one with `pushflow train`."
         ) from error
-    return version, ModelFile(
-        members[_ONNX], item_ids, text, ids, dict(meta["config"]), dict(meta["metrics"])
-    )
+    return version, ModelFile(members[_ONNX], item_ids, text, ids, config, metrics)
 
 
 def checksum(path: Path) -> str:

@@ -37,7 +37,7 @@ class Histories(NamedTuple):
     """All users' events, user after user, each in time order; E events, U users.
 
     `contexts` holds the raw context (`models.features.CONTEXT`) as it stood right after each
-    event, or None where only sequences are known. Memory: 21 bytes an event, and 4 C with it.
+    event, or None where only sequences are known. Memory: 17 bytes an event, and 4 C with it.
     """
 
     user_ids: list[str]
@@ -172,8 +172,8 @@ def training_windows(
 ) -> Iterator[Windows]:
     """Yield one epoch of shuffled windows, in which each target before `until_s` is once.
 
-    A user's events are cut into windows of T at a random phase, a new one each epoch, so that
-    a target is met with short and with long histories.
+    More than T targets of a user are cut at a random phase, a new one each epoch, so that a
+    target is met with short and with long histories.
     """
     ends = _window_ends(histories, until_s, rng)
     rng.shuffle(ends)
@@ -187,7 +187,8 @@ def n_windows(histories: Histories, *, until_s: int) -> int:
     n_past = np.add.reduceat(
         np.append(histories.time_s < until_s, 0).astype(np.int64), histories.offsets[:-1]
     )
-    return int((n_past[n_past > 0] / HISTORY + 0.5).sum()) + 1
+    n_cuts = np.where(n_past > HISTORY, (n_past - 1) / HISTORY, 0)
+    return int((n_cuts + 1)[n_past > 0].sum())
 
 
 def time_bucket(seconds: NDArray[np.floating] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -235,7 +236,9 @@ def _window_ends(histories: Histories, until_s: int, rng: np.random.Generator) -
     spans = []
     for start, stop in zip(histories.offsets[:-1], histories.offsets[1:], strict=True):
         end = start + np.searchsorted(histories.time_s[start:stop], until_s)
-        cuts = np.arange(start + rng.integers(1, HISTORY + 1), end, HISTORY)
+        # Up to T targets need no cut: one window gives each of them its whole past.
+        phase = rng.integers(1, HISTORY + 1) if end - start > HISTORY else HISTORY
+        cuts = np.arange(start + phase, end, HISTORY)
         borders = np.unique(np.concatenate(([start], cuts, [end])))
         spans.append(np.stack((borders[:-1], borders[1:] - 1), axis=1))
     return np.concatenate(spans) if spans else np.empty((0, 2), np.int64)

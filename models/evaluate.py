@@ -13,13 +13,16 @@ The whole catalogue is ranked, never a sample of negatives: sampled metrics can 
 the other way round (Krichene and Rendle, KDD 2020).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.dataset import Histories, Requests, requests_at
+
 CUTS: Final = (10, 100)
+_BLOCK: Final = 256  # requests scored at a time: bounds memory at 256 x N scores
 
 
 def ranks(
@@ -72,20 +75,17 @@ def ranking_metrics(
         raise ValueError("every request needs one right item or more")
     rows = np.repeat(np.arange(len(sizes)), sizes)
     columns = np.array([item for items in relevant for item in items], np.int64)
-    return metrics_from_ranks(ranks(scores, rows, columns), rows, sizes, cuts=cuts)
+    return _metrics_from_ranks(ranks(scores, rows, columns), rows, sizes, cuts=cuts)
 
 
-def metrics_from_ranks(
+def _metrics_from_ranks(
     rank: NDArray[np.int64],
     rows: NDArray[np.int64],
     sizes: NDArray[np.int64],
     *,
     cuts: Sequence[int] = CUTS,
 ) -> dict[str, float]:
-    """Return the metrics of `ranking_metrics` from ranks already taken, in parts if need be.
-
-    `rank` and `rows` are parallel, shape (P,); `sizes` counts right items by request, (B,).
-    """
+    """Return the metrics of ranks (P,) of requests `rows` (P,), with `sizes` (B,) right items."""
     n_requests = len(sizes)
     metrics: dict[str, float] = {}
     for cut in cuts:
@@ -101,3 +101,35 @@ def metrics_from_ranks(
     np.maximum.at(best, rows, 1.0 / rank)
     metrics["mrr"] = float(best.mean())
     return metrics
+
+
+def next_item_ranks(
+    score: Callable[[Requests], NDArray[np.floating]],
+    histories: Histories,
+    events: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Return the rank of each target event's item by a model, shape (P,).
+
+    `score` takes requests of B users and returns scores of all N items, shape (B, N), item row
+    1 first. It sees each user's events before the target, whenever the model was trained.
+    """
+    found = [np.empty(0, np.int64)]
+    for start in range(0, len(events), _BLOCK):
+        requests = requests_at(histories, events[start : start + _BLOCK])
+        rows = np.arange(len(requests.targets))
+        found.append(ranks(score(requests), rows, requests.targets - 1))
+    return np.concatenate(found)
+
+
+def next_item_metrics(rank: NDArray[np.int64], *, cuts: Sequence[int] = CUTS) -> dict[str, float]:
+    """Return hr and ndcg at each cut, and mrr, of one right item a request; zeros without any.
+
+    >>> next_item_metrics(np.array([1, 3]), cuts=(2,))
+    {'hr@2': 0.5, 'ndcg@2': 0.5, 'mrr': 0.667}
+    """
+    names = [*(f"{kind}@{cut}" for cut in cuts for kind in ("hr", "ndcg")), "mrr"]
+    if not len(rank):
+        return dict.fromkeys(names, 0.0)
+    ones = np.ones(len(rank), np.int64)
+    metrics = _metrics_from_ranks(rank, np.arange(len(rank)), ones, cuts=cuts)
+    return {name: metrics[name] for name in names}

@@ -48,7 +48,7 @@ class StudentConfig:
     width: int = 64  # W, and M: columns of an item vector
     layers: int = 2
     heads: int = 2
-    feed_forward: int = 256
+    feed_forward: int = 128
     request: int = 128  # hidden width where context and history meet
     dropout: float = 0.2
     id_dropout: float = 0.15
@@ -106,7 +106,7 @@ class Student(nn.Module):
 
     Notes
     -----
-    Parameters: about 64 for each item, and 120,000 at the default sizes.
+    Parameters: about 64 for each item, and 110,000 at the default sizes.
 
     Examples
     --------

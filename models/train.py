@@ -30,19 +30,17 @@ from models.dataset import (
     gap_buckets,
     n_windows,
     popularity,
-    requests_at,
     targets_between,
     time_bucket,
     time_split,
     training_windows,
 )
-from models.evaluate import metrics_from_ranks, ranks
+from models.evaluate import next_item_metrics, next_item_ranks
 from models.export import export_student
 from models.features import scale_context
 from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
 from models.text import encode_texts
 
-_EVALUATION_ROWS: Final = 256  # requests scored at a time: bounds memory at 256 x N scores
 _CLIP_NORM: Final = 1.0
 
 
@@ -61,7 +59,7 @@ class TrainConfig:
     max_requests: int = 2_000  # of the validation; the test takes five times as many
     full_softmax_items: int = 4_000  # beyond, `negatives` are drawn instead
     negatives: int = 2_048
-    threads: int = 2
+    threads: int = 1  # more slow it down where other processes want the cores
 
 
 class Progress(NamedTuple):
@@ -130,6 +128,8 @@ def train_student(
         epochs = trainer.fit(on_progress or (lambda _: None), teacher)
         metrics = {
             "epochs": float(epochs),
+            "trained_until_s": float(cuts[0]),
+            "tested_from_s": float(cuts[1]),
             **_test_metrics(student, histories, texts, cuts, config),
         }
     model = export_student(student, item_ids, metrics)
@@ -184,9 +184,7 @@ class _Trainer:
                 on_progress(Progress(min(done, self.total), self.total, epoch, loss, ndcg))
             if done == 0:
                 raise ValueError("no events before the validation's start: nothing to train on")
-            ndcg = evaluate_student(self.student, self.histories, self.texts, self.validation)[
-                "ndcg@10"
-            ]
+            ndcg = self._validation_ndcg()
             if ndcg > best:
                 best, best_epoch = ndcg, epoch
                 best_state = {k: v.clone() for k, v in self.student.state_dict().items()}
@@ -195,6 +193,11 @@ class _Trainer:
         if best_state is not None:
             self.student.load_state_dict(best_state)
         return epoch
+
+    def _validation_ndcg(self) -> float:
+        score = catalogue_scores(self.student, self.texts.numpy())
+        rank = next_item_ranks(score, self.histories, self.validation)
+        return next_item_metrics(rank)["ndcg@10"]
 
     def _step(self, batch: Windows, teacher: TeacherLogits | None) -> float:
         student = self.student
@@ -239,29 +242,26 @@ class _Trainer:
         return Negatives(torch.from_numpy(rows), torch.from_numpy(log_q))
 
 
-def evaluate_student(
-    student: Student, histories: Histories, texts: Tensor, events: NDArray[np.int64]
-) -> dict[str, float]:
-    """Return ranking metrics over the whole catalogue at the given target events."""
+def catalogue_scores(
+    student: Student, texts: NDArray[np.float32]
+) -> Callable[[Requests], NDArray[np.float32]]:
+    """Return a function that scores the whole catalogue for requests, shape (B, N)."""
     student.eval()
-    found = [np.empty(0, np.int64)]
     with torch.no_grad():
-        table = student.item_table(texts)
-        for start in range(0, len(events), _EVALUATION_ROWS):
-            part = events[start : start + _EVALUATION_ROWS]
-            requests = requests_at(histories, part)
-            scores = (_user_vectors(student, table, requests) @ table[1:].T).numpy()
-            found.append(ranks(scores, np.arange(len(part)), requests.targets - 1))
-    return _single_target_metrics(np.concatenate(found))
+        table = student.item_table(torch.from_numpy(texts))  # (N + 1, W)
 
+    def score(requests: Requests) -> NDArray[np.float32]:
+        rows, gaps = requests.rows, gap_buckets(requests.rows, requests.age_s)
+        ages = np.where(rows[:, -1] > 0, time_bucket(requests.age_s[:, -1]), 0)
+        inputs = (torch.from_numpy(x) for x in (rows, requests.types, gaps))
+        contexts = torch.from_numpy(scale_context(requests.contexts))
+        with torch.no_grad():
+            newest = student.encode(table, *inputs)[:, -1]  # (B, W)
+            users = student.users(newest, contexts, torch.from_numpy(ages))
+            scores: NDArray[np.float32] = (users @ table[1:].T).numpy()
+        return scores
 
-def _user_vectors(student: Student, table: Tensor, requests: Requests) -> Tensor:
-    rows = torch.from_numpy(requests.rows)
-    gaps = torch.from_numpy(gap_buckets(requests.rows, requests.age_s))
-    states = student.encode(table, rows, torch.from_numpy(requests.types), gaps)[:, -1]  # (B, W)
-    ages = np.where(requests.rows[:, -1] > 0, time_bucket(requests.age_s[:, -1]), 0)
-    contexts = torch.from_numpy(scale_context(requests.contexts))
-    return student.users(states, contexts, torch.from_numpy(ages))
+    return score
 
 
 def _test_metrics(
@@ -271,28 +271,26 @@ def _test_metrics(
     cuts: tuple[int, int],
     config: TrainConfig,
 ) -> dict[str, float]:
-    """Return the student's test metrics and, prefixed, popularity's on the same requests."""
+    """Return the student's test metrics and, prefixed, popularity's on the same requests.
+
+    Popularity counts up to the test, past the end of the student's own training.
+    """
     events = targets_between(histories, cuts[1], None, limit=5 * config.max_requests)
-    metrics = evaluate_student(student, histories, torch.from_numpy(texts), events)
-    metrics["test_requests"] = float(len(events))
+    counts = popularity(histories, len(texts), until_s=cuts[1])
     is_cold = popularity(histories, len(texts), until_s=cuts[0])[histories.rows[events]] == 0
-    cold = evaluate_student(student, histories, torch.from_numpy(texts), events[is_cold])
-    metrics["cold_requests"], metrics["cold_hr@100"] = float(is_cold.sum()), cold["hr@100"]
-    counts = popularity(histories, len(texts), until_s=cuts[1])[1:]
-    n_lower = np.searchsorted(np.sort(counts), counts[histories.rows[events] - 1])
-    rank = len(counts) - n_lower  # ties count against it, the rule of `evaluate.ranks`
-    for name, value in _single_target_metrics(rank).items():
-        metrics[f"popularity_{name}"] = value
-    return metrics
-
-
-def _single_target_metrics(rank: NDArray[np.int64]) -> dict[str, float]:
-    if not len(rank):
-        return dict.fromkeys(("hr@10", "hr@100", "ndcg@10", "ndcg@100", "mrr"), 0.0)
-    ones = np.ones(len(rank), np.int64)
-    found = metrics_from_ranks(rank, np.arange(len(rank)), ones)
-    # With one right item recall is the hit rate, and precision says no more.
-    return {name: v for name, v in found.items() if not name.startswith(("recall", "precision"))}
+    rank = next_item_ranks(catalogue_scores(student, texts), histories, events)
+    popular = next_item_ranks(
+        lambda requests: np.broadcast_to(counts[1:], (len(requests.rows), len(texts))),
+        histories,
+        events,
+    )
+    return {
+        **next_item_metrics(rank),
+        "test_requests": float(len(events)),
+        "cold_requests": float(is_cold.sum()),
+        "cold_hr@100": next_item_metrics(rank[is_cold])["hr@100"],
+        **{f"popularity_{name}": value for name, value in next_item_metrics(popular).items()},
+    }
 
 
 def _seed_popularity(student: Student, counts: NDArray[np.float64]) -> None:

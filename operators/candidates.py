@@ -97,8 +97,9 @@ class CandidateGenerator:
 
     Notes
     -----
-    150 µs a trigger at 4,000 items, 50 history items and K = 100, most of it the content
-    source (`python -m bench.candidates`). Holds nothing of users.
+    200 to 260 µs a trigger at 4,000 items, 50 history items and K = 100, a quarter of it the
+    content source (`python -m bench.candidates`, on two cores that other jobs shared). Holds
+    nothing of users.
 
     Examples
     --------

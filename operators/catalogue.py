@@ -46,8 +46,8 @@ class Catalogue(ItemRows):
 
     Notes
     -----
-    0.9 kB a row, 4 M more for the student's vector, and the ids. Applying an item takes 3 µs,
-    statistics with 50 neighbours 15 µs, encoding a text 20 µs (`python -m bench.candidates`).
+    0.9 kB a row, 4 M more for the student's vector, and the ids. Applying an item takes 4 µs,
+    statistics with 50 neighbours 25 µs, encoding a text 30 µs (`python -m bench.candidates`).
 
     Examples
     --------

@@ -132,8 +132,8 @@ class ItemSignal(NamedTuple):
     """One interaction with an item, and what the user had beside it."""
 
     item_id: str
-    type: str  # an EventType, "push" or "open"
+    type: str  # an EventType, "push", "open", or "together": seen beside another item
     time_ms: int
     country: str
-    value: float
+    value: float  # the event's; of "together" the weight of the pair
     together: tuple[str, ...]  # items of the same session or basket, newest first

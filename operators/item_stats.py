@@ -156,7 +156,7 @@ class ItemStatsShard:
 
     Notes
     -----
-    4 µs a signal, and 50 µs a row of `dirty` (`python -m bench.candidates`). Beside the states
+    4 µs a signal, and 70 µs a row of `dirty` (`python -m bench.candidates`). Beside the states
     it holds the ids changed since the last `dirty`. An item without signals stays until `sweep`
     drops it.
 

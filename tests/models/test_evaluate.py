@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from models.evaluate import ranking_metrics, ranks
+from models.dataset import Requests, build_histories
+from models.evaluate import next_item_ranks, ranking_metrics, ranks
 
 
 def test_a_constant_scorer_ranks_every_item_last() -> None:
@@ -40,3 +41,20 @@ def test_items_left_out_do_not_push_others_down() -> None:
 def test_a_request_without_a_right_item_is_refused(relevant: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="right item"):
         ranking_metrics(np.zeros((1, 3)), relevant)
+
+
+def test_a_model_is_asked_with_each_targets_past_and_ranked_over_all_items() -> None:
+    items = ["x", "y", "z"]
+    histories = build_histories(["a"] * 3, items, [1] * 3, [1, 2, 3], item_ids=items)
+
+    def likes_the_newest(requests: Requests) -> np.ndarray:
+        return np.eye(4)[requests.rows[:, -1]][:, 1:]
+
+    found = next_item_ranks(likes_the_newest, histories, np.array([0, 1, 2]))
+    assert found.tolist() == [3, 3, 3]  # a tie of all; then the item before stands first
+
+
+def test_no_targets_give_no_ranks() -> None:
+    histories = build_histories(["a"], ["x"], [1], [1], item_ids=["x"])
+    none = np.empty(0, np.int64)
+    assert next_item_ranks(lambda _: np.zeros((0, 1)), histories, none).tolist() == []

@@ -15,13 +15,14 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 def start(folder: Path, *options: str) -> "subprocess.Popen[str]":
     """Start a small demo in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.demo", "--users", "300", *options],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "stderr").open("w"),
-        text=True,
-    )
+    with (folder / "stderr").open("w") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.demo", "--users", "300", *options],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
 
 
 def read_until(stream: IO[str], word: str) -> None:

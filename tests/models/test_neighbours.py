@@ -1,0 +1,68 @@
+"""Exactness: no order of rows, shape or split may change a value."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.features import TEXT_DIM
+from models.neighbours import best_rows, dot, mean_direction, to_grid
+
+
+def vectors(n: int, seed: int = 0) -> np.ndarray:
+    return to_grid(np.random.default_rng(seed).normal(size=(n, TEXT_DIM)))
+
+
+def test_dot_products_on_the_grid_are_exact() -> None:
+    rows = vectors(500)
+    whole = np.rint(rows.astype(np.float64) * 2_048).astype(np.int64)
+    for query in range(20):
+        wanted = (whole * whole[query]).sum(axis=1) / 2.0**22
+        assert (dot(rows, rows[query]) == wanted).all()
+
+
+@given(st.integers(1, 300), st.integers(0, 299))
+def test_a_dot_product_is_the_same_in_any_block(size: int, start: int) -> None:
+    rows, query = vectors(300), vectors(1, seed=1)[0]
+    block = rows[start : start + size]
+    assert (dot(block, query) == dot(rows, query)[start : start + size]).all()
+
+
+def test_the_grid_moves_a_column_by_less_than_a_four_thousandth() -> None:
+    raw = np.random.default_rng(2).normal(size=(100, TEXT_DIM))
+    raw /= np.linalg.norm(raw, axis=1, keepdims=True)
+    assert np.abs(to_grid(raw) - raw).max() <= 2**-12
+
+
+@given(st.permutations(range(30)))
+def test_a_mean_direction_does_not_depend_on_the_order(order: list[int]) -> None:
+    rows, weights = vectors(30), np.random.default_rng(3).integers(1, 65_536, 30)
+    assert (mean_direction(rows[order], weights[order]) == mean_direction(rows, weights)).all()
+
+
+def test_vectors_that_cancel_have_no_direction() -> None:
+    rows = vectors(1)
+    assert not mean_direction(np.vstack([rows, -rows]), np.array([5, 5])).any()
+    assert not mean_direction(rows[:0], np.zeros(0, np.int64)).any()
+
+
+@given(
+    st.lists(st.integers(0, 3), min_size=0, max_size=700),
+    st.integers(1, 800),
+    st.randoms(use_true_random=False),
+)
+def test_the_best_rows_are_those_of_a_full_sort(values, limit, random) -> None:
+    n = len(values)
+    ranks = list(range(n))
+    random.shuffle(ranks)
+    id_rank = np.array(ranks, np.int64)
+    found = best_rows(np.array(values, np.int64), np.arange(n), id_rank, np.argsort(id_rank), limit)
+    assert found.tolist() == sorted(range(n), key=lambda r: (-values[r], ranks[r]))[:limit]
+
+
+@pytest.mark.parametrize("value", [0, 2**32 - 1])
+def test_the_ends_of_the_range_can_be_ranked(value: int) -> None:
+    order = np.arange(3)
+    values = np.array([value, 2**31, value], np.int64)
+    wanted = sorted(range(3), key=lambda r: (-values[r], r))
+    assert best_rows(values, order, order, order, 3).tolist() == wanted
