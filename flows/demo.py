@@ -119,7 +119,6 @@ def run_demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     console = console or Console()
     plan = Plan(users, seconds, seed, port)
-    picture = report.with_suffix(".png") if report else Path(f"demo-{seed}.png")
     world = Population(n_users=users, seed=seed)
     with tempfile.TemporaryDirectory(prefix="pushflow-demo-", ignore_cleanup_errors=True) as work:
         try:
@@ -131,12 +130,13 @@ def run_demo(
         except KeyboardInterrupt:
             console.print("stopped before the run began")
             return 130
-    return conclude(ended, console, picture, report)
+    return conclude(ended, console, report)
 
 
-def conclude(ended: Ended, console: Console, picture: Path, report: Path | None) -> int:
+def conclude(ended: Ended, console: Console, report: Path | None) -> int:
     """Print and write what came of it; return the exit code."""
     found = summary(*ended)
+    picture = report.with_suffix(".png") if report else Path(f"demo-{ended.run.seed}.png")
     plot(ended.tally, picture, f"pushflow demo, seed {ended.run.seed}, {ended.run.users:,} users")
     console.print(table(found))
     console.print(f"picture: {picture}", highlight=False)

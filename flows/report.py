@@ -40,7 +40,6 @@ class Run(NamedTuple):
 def summary(run: Run, tally: Tally, counters: Counters) -> dict[str, Any]:
     """Return the report: numbers, strings, lists and null alone."""
     policy, random = tally.rate("policy"), tally.rate("random")
-    late_policy, late_random = (tally.late_rate(arm) for arm in ARMS)
     value, interval = lift(policy, random, run.seed)
     pushed, held_out = tally.purchases_per_user()
     report = {
@@ -64,8 +63,7 @@ def summary(run: Run, tally: Tally, counters: Counters) -> dict[str, Any]:
         "sends_random": random.sends,
         "open_rate_policy": policy.value,
         "open_rate_random": random.value,
-        "open_rate_policy_last_half": late_policy.value,
-        "open_rate_random_last_half": late_random.value,
+        **{f"open_rate_{arm}_last_half": tally.late_rate(arm).value for arm in ARMS},
         "lift": value,
         "lift_ci95": interval,
         "opted_out": tally.feedback["opted_out"],

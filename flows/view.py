@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Final, NamedTuple
 
-from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -21,8 +20,8 @@ from flows.tally import ARMS, Counters, Rate, Tally
 
 _REDRAW_S: Final = 0.25
 _LINE_S: Final = 5.0
-_POINTS: Final = 40  # of a sparkline
-_POINT_S: Final = 1.0
+_POINTS: Final = 45  # of a sparkline: one every two seconds of a run of 90
+_POINT_S: Final = 2.0
 _BARS: Final = "▁▂▃▄▅▆▇█"
 
 
@@ -70,7 +69,7 @@ class View:
 
     Notes
     -----
-    Memory: 40 points a curve.
+    Memory: 45 points a curve.
     """
 
     def __init__(self, tally: Tally, console: Console, header: str) -> None:
@@ -136,10 +135,10 @@ class View:
     def panel(self, frame: Frame) -> RenderableType:
         """Return a moment as a panel of tables."""
         title = f"pushflow demo  {frame.at_s:.0f} of {frame.of_s:.0f} s   {_clock(frame.sim_ms)}"
-        tables = Columns(
-            [self._flow(frame), self._decisions(), self._learning(frame)], padding=(0, 4)
-        )
-        return Panel(Group(self._header, tables), title=title, title_align="left")
+        beside = Table.grid(padding=(0, 4))
+        beside.add_row(self._flow(frame), self._decisions())
+        body = Group(self._header, beside, self._learning(frame))
+        return Panel(body, title=title, title_align="left")
 
     def _flow(self, frame: Frame) -> Table:
         tally, counters = self._tally, frame.counters

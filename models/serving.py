@@ -84,7 +84,8 @@ class StudentScorer:
 
         An item seen in training has its own vector added; a new one has the text's alone. Each
         row is the same bytes whatever the others are: products are added up column by column
-        in a fixed order, not by BLAS, whose order depends on the shape. 5 µs an item.
+        in a fixed order, not by BLAS, whose order depends on the shape. 1.3 µs an item in a batch,
+        76 µs alone.
         """
         if text_vectors.shape != (len(item_ids), TEXT_DIM):
             raise ValueError(f"{len(item_ids)} items, but text vectors {text_vectors.shape}")

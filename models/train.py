@@ -105,11 +105,11 @@ def train_student(
     item_ids, item_texts
         The catalogue as trained on, parallel; texts as `models.text.item_text` joins them.
     path
-        Where the model file goes; replaced in one step.
+        Where the model file goes (`student.pfm`); replaced in one step.
     seed
         Of weights, order of batches and dropout.
     on_progress
-        Called after each step.
+        Called after each step; early stopping may end before `total`.
     teacher
         Turns training into distillation; see `models.student.TeacherLogits`.
 
@@ -185,7 +185,7 @@ class _Trainer:
             if done == 0:
                 raise ValueError("no events before the validation's start: nothing to train on")
             ndcg = self._validation_ndcg()
-            if ndcg > best:
+            if ndcg > best or not len(self.validation):  # nothing to stop by: keep the last
                 best, best_epoch = ndcg, epoch
                 best_state = {k: v.clone() for k, v in self.student.state_dict().items()}
             if epoch - best_epoch >= self.config.patience:

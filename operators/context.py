@@ -22,15 +22,20 @@ _DEVICES: Final = ("mobile", "desktop", "tablet")
 _PLATFORMS: Final = ("ios", "android", "web")
 
 
-def time_context(time_ms: int, zone: str) -> list[float]:
-    """Return `models.features.TIME`: hour and weekday on circles, in the user's zone.
+def time_context(time_ms: int, zone: str) -> tuple[float, ...]:
+    """Return `models.features.TIME`: hour and weekday on circles, in the user's zone, to a minute.
 
     >>> [round(v, 6) for v in time_context(1_704_067_200_000 + 6 * 3_600_000, "UTC")]  # Monday, 6 h
     [1.0, 0.0, 0.0, 1.0]
     """
-    hour, weekday = local_hour_weekday(time_ms, zone)
+    return _of_minute(time_ms // 60_000, zone)
+
+
+@lru_cache(maxsize=16_384)  # most events of a moment share their minute; about 4 MB
+def _of_minute(minute: int, zone: str) -> tuple[float, ...]:
+    hour, weekday = local_hour_weekday(minute * 60_000, zone)
     of_day, of_week = hour * (pi / 12), weekday * (2 * pi / 7)
-    return [sin(of_day), cos(of_day), sin(of_week), cos(of_week)]
+    return sin(of_day), cos(of_day), sin(of_week), cos(of_week)
 
 
 @lru_cache(maxsize=4_096)

@@ -5,7 +5,7 @@ Owns    the decay and the buckets.
 
 A decayed counter of window w loses a share 1/e of its value in w, needs one number, and weighs
 the recent more; a sliding counter is the plain number of events within w, exact to a bucket.
-Source of the decay: Cormode et al., "Forward decay", ICDE 2009, here kept at its newest time.
+Source of the decay: Cormode et al., "Forward Decay", ICDE 2009.
 """
 
 from math import exp
@@ -17,17 +17,21 @@ from models.features import DECAYED_TYPES
 
 HOUR_MS: Final = 3_600_000
 DAY_MS: Final = 24 * HOUR_MS
-WINDOWS_MS: Final = (HOUR_MS, DAY_MS, 7 * DAY_MS)
+_WEEK_MS: Final = 7 * DAY_MS
+WINDOWS_MS: Final = (HOUR_MS, DAY_MS, _WEEK_MS)
 N_TYPES: Final = len(DECAYED_TYPES)
 TYPE_INDEX: Final = {name: i for i, name in enumerate(DECAYED_TYPES)}
 OTHER: Final = TYPE_INDEX["other"]
 
-# (bucket width, buckets that make the window): 1 h of 5 min, 1 d of 1 h, 7 d of 1 d.
-_SLIDES: Final = ((300_000, 12), (HOUR_MS, 24), (DAY_MS, 7))
+_MAX_AHEAD_MS: Final = 200 * HOUR_MS  # exp(200) is far from overflow; then the landmark moves
+_NOTHING_LEFT_MS: Final = 700 * HOUR_MS
 
 
 class Decayed(Struct, array_like=True):
     """Decayed counts by window and type, in the order of `models.features.DECAYED`.
+
+    Each is kept as it would be at `landmark_ms` if decay ran backwards too: an event adds
+    exp((time - landmark) / window), whenever it comes, and reading scales once.
 
     Examples
     --------
@@ -38,35 +42,35 @@ class Decayed(Struct, array_like=True):
     [1.368, 0.0]
     """
 
-    as_of_ms: int = 0
+    landmark_ms: int = 0
     values: list[float] = field(default_factory=lambda: [0.0] * (len(WINDOWS_MS) * N_TYPES))
 
 
 def add_decayed(counts: Decayed, time_ms: int, index: int) -> None:
     """Count one event of type `index`; a late one weighs what it would weigh by now."""
+    elapsed_ms = time_ms - counts.landmark_ms
+    if elapsed_ms > _MAX_AHEAD_MS:
+        counts.values = decayed_at(counts, time_ms)
+        counts.landmark_ms = time_ms
+        elapsed_ms = 0
     values = counts.values
-    elapsed_ms = time_ms - counts.as_of_ms
-    if elapsed_ms > 0:
-        counts.values = values = decayed_at(counts, time_ms)
-        counts.as_of_ms = time_ms
-        values[index] += 1.0
-        values[index + N_TYPES] += 1.0
-        values[index + 2 * N_TYPES] += 1.0
-    else:
-        for window, window_ms in enumerate(WINDOWS_MS):
-            values[index + window * N_TYPES] += exp(elapsed_ms / window_ms)
+    values[index] += exp(elapsed_ms / HOUR_MS)
+    values[index + 5] += exp(elapsed_ms / DAY_MS)
+    values[index + 10] += exp(elapsed_ms / _WEEK_MS)
 
 
 def decayed_at(counts: Decayed, time_ms: int) -> list[float]:
-    """Return the counts as of `time_ms`, or as they are where that is earlier."""
-    elapsed_ms = time_ms - counts.as_of_ms
-    v = counts.values
-    if elapsed_ms <= 0:
-        return list(v)
-    hour = exp(-elapsed_ms / HOUR_MS)
+    """Return the counts as of `time_ms`."""
+    elapsed_ms = time_ms - counts.landmark_ms
+    hour = exp(-elapsed_ms / HOUR_MS) if elapsed_ms < _NOTHING_LEFT_MS else 0.0
     day = exp(-elapsed_ms / DAY_MS)
-    week = exp(-elapsed_ms / WINDOWS_MS[2])
-    return [x * hour for x in v[:5]] + [x * day for x in v[5:10]] + [x * week for x in v[10:]]
+    week = exp(-elapsed_ms / _WEEK_MS)
+    a, b, c, d, e, f, g, h, i, j, k, m, n, o, p = counts.values
+    return [
+        *(a * hour, b * hour, c * hour, d * hour, e * hour),
+        *(f * day, g * day, h * day, i * day, j * day),
+        *(k * week, m * week, n * week, o * week, p * week),
+    ]
 
 
 class Sliding(Struct, array_like=True):
@@ -90,7 +94,7 @@ class Sliding(Struct, array_like=True):
 
 def add_sliding(counts: Sliding, time_ms: int) -> None:
     """Count one event."""
-    _add_bucket(counts.hour, time_ms // 300_000, 12)
+    _add_bucket(counts.hour, time_ms // 300_000, 12)  # of 5 min
     _add_bucket(counts.day, time_ms // HOUR_MS, 24)
     _add_bucket(counts.week, time_ms // DAY_MS, 7)
 

@@ -47,9 +47,9 @@ def ends_before(session: Session, time_ms: int, gap_ms: int) -> bool:
 
 def observe(
     session: Session,
-    *,
     time_ms: int,
     event_id: str,
+    *,
     kind: str,
     item_id: str | None,
     category: str,
@@ -61,13 +61,13 @@ def observe(
     The caller starts a new session first where `ends_before` says so.
 
     >>> s = Session()
-    >>> observe(s, time_ms=5_000, event_id="e1", kind="view", item_id="a", category="c",
+    >>> observe(s, 5_000, "e1", kind="view", item_id="a", category="c",
     ...         dwell_seconds=None, gap_ms=1_000)
     True
-    >>> observe(s, time_ms=5_800, event_id="e2", kind="view", item_id="b", category="c",
+    >>> observe(s, 5_800, "e2", kind="view", item_id="b", category="c",
     ...         dwell_seconds=4.0, gap_ms=1_000)
     True
-    >>> observe(s, time_ms=3_999, event_id="e3", kind="view", item_id="b", category="c",
+    >>> observe(s, 3_999, "e3", kind="view", item_id="b", category="c",
     ...         dwell_seconds=None, gap_ms=1_000)  # of a session that is over
     False
     >>> s.events, s.depth, s.items, s.categories, s.dwell_ms, s.last_ms - s.start_ms

@@ -283,6 +283,9 @@ class UserShard:
         self._touched: dict[str, UserState] = {}
         self._duplicates = 0
         self._late = 0
+        cart_ms, idle_ms = rules.cart_left_ms, rules.idle_ms
+        self._soonest_ms = min(rules.session_gap_ms, cart_ms or rules.session_gap_ms)
+        self._idle_ms = min(rules.expire_ms, idle_ms or rules.expire_ms)
         self._load_timers(users.scan_raw())
 
     def _load_timers(self, packed_states: Iterable[tuple[str, bytes]]) -> None:
@@ -354,25 +357,30 @@ class UserShard:
         if event.context is not None:
             state.place = event.context
         category = self._category_of(event.item_id) if event.item_id is not None else ""
-        if ends_before(state.session, time_ms, self._rules.session_gap_ms):
+        gap_ms = self._rules.session_gap_ms
+        if ends_before(state.session, time_ms, gap_ms):
             soon = next_soon(state.session, state.last_ms, False, self._rules)
             if soon is not None:
                 self._apply(state, user_id, soon)
         is_current = observe(
             state.session,
-            time_ms=time_ms,
-            event_id=event.event_id,
+            time_ms,
+            event.event_id,
             kind=kind,
             item_id=event.item_id,
             category=category,
             dwell_seconds=event.value if kind == "view" else None,
-            gap_ms=self._rules.session_gap_ms,
+            gap_ms=gap_ms,
         )
         add_decayed(state.decayed, time_ms, TYPE_INDEX.get(kind, OTHER))
         add_sliding(state.sliding, time_ms)
         _add_totals(state, event)
         self._move_clock(state, event, partition)
-        self._arm(state, user_id)
+        # Armed timers are at most as far as what this event could arm: the usual case.
+        if not 0 < state.soon_ms <= time_ms + self._soonest_ms or not (
+            0 < state.later_ms <= time_ms + self._idle_ms
+        ):
+            self._arm(state, user_id)
         self._touched[user_id] = state
         is_view = kind in ("view", "click")
         if is_view and is_current and has_intent(state.session, category, self._rules):
