@@ -52,7 +52,7 @@ from operators.item_stats import (
     new_state,
 )
 from operators.messages import Event, Item, ItemStats, UserProfile
-from operators.state import DictShard
+from operators.shards import DictShard
 
 K = 100
 GAP_MS = 1_800_000
@@ -171,10 +171,11 @@ def cost(n_items: int, n_triggers: int) -> dict[str, float]:
 
         out[source.name] = median_us(propose, n_triggers)
     generator = CandidateGenerator(catalogue)
-    found = generator.generate_batch(triggers)
-    out["merged, everything"] = median_us(lambda i: generator.generate(triggers[i]), n_triggers)
+    found = [generator.find(trigger) for trigger in triggers]
+    out["merged, everything"] = median_us(lambda i: generator.find(triggers[i]), n_triggers)
+    rows = [one.rows[None, :20] for one in found]
     out["arm inputs of 20"] = median_us(
-        lambda i: arm_inputs(triggers[i], found[i][:20], catalogue), n_triggers
+        lambda i: arm_inputs([found[i].query], [triggers[i].time_ms], rows[i]), n_triggers
     )
     catalogue.apply_stats(stats[0])
     out["refresh after one change"] = median_us(lambda i: touch(catalogue, stats[i]), 200)

@@ -59,7 +59,7 @@ from operators.messages import (
     Experiment,
     Template,
 )
-from operators.state import DictShard
+from operators.shards import DictShard
 from operators.users import UserShard, decode_state, encode_state, new_state
 
 CSV: Final = Path("../shared/data/online-retail/online_retail.csv.gz")

@@ -22,6 +22,7 @@ import numpy as np
 
 from bench import load as made
 from flows import decide
+from flows.run import settle_garbage_collector
 from flows.settings import Settings
 from flows.tables import Tables
 from operators import fatigue, users
@@ -29,7 +30,7 @@ from operators.codec import PartitionDecoder
 from operators.decider import Decider
 from operators.hops import RawMessage, ShardBatch
 from operators.messages import Event, UserProfile
-from operators.state import DictShard
+from operators.shards import DictShard
 from operators.users import UserShard
 
 N_SHARDS = 64
@@ -123,6 +124,7 @@ def main() -> None:
     rows += [RawMessage("e", 0, 0, None, m.value, -1) for m in load.warm()]
     for start in range(0, len(rows), BATCH):
         job.run(rows[start : start + BATCH], time.process_time)
+    settle_garbage_collector()
     events = [RawMessage("e", 0, 0, None, m.value, -1) for m in load.events(options.events)]
     runs = [
         job.run(events[start : start + BATCH], time.process_time)

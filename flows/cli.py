@@ -85,7 +85,7 @@ def run(
     """Run a flow against Kafka until SIGTERM. Prints `ready` once it reads."""
     from flows import run as running
     from operators.kafka_client import KafkaFailure
-    from operators.state import CheckpointError
+    from operators.lineage import CheckpointError
 
     places = tuple(address for address in addresses.split(",") if address)
     try:

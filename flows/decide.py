@@ -25,9 +25,9 @@ from bytewax.outputs import Sink
 from flows.settings import Settings
 from flows.tables import Tables
 from operators import fatigue, metrics, users
+from operators.buffered_store import BufferedStore
 from operators.codec import PartitionDecoder, SourceBatch, encode, headers
 from operators.decider import Decider
-from operators.feature_store import BufferedStore
 from operators.hops import Forget, Ranked, ShardBatch, Trigger
 from operators.kafka import CopartitionedSource, ExactlyOnceSink, OutRecord
 from operators.messages import DeadLetter, Decision, Erasure, Event, Feedback, UserProfile

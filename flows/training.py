@@ -25,7 +25,7 @@ from operators.hops import RawMessage, ShardBatch
 from operators.kafka_tables import Reader
 from operators.messages import Event, Item, ModelCard
 from operators.model_table import SERVED
-from operators.state import DictShard
+from operators.shards import DictShard
 from operators.triggers import TriggerRules
 from operators.users import UserShard, decode_state, encode_state, new_state
 

@@ -92,9 +92,10 @@ _CROSSES_FROM = _ARMS_FROM + N_ARM
 _CROSS_ARM = np.array([_ARM_COLUMN[arm] for arm, _ in CROSSES])
 _CROSS_CONTEXT = np.array([POLICY_CONTEXT.index(context) for _, context in CROSSES])
 _TRIGGER_ROW = {name: [float(name == other) for other in TRIGGERS] for name in TRIGGERS}
-_SOURCE_ROW = {name: [float(name == other) for other in SOURCES] for name in SOURCES}
+SOURCE_CODE: Final = {name: code for code, name in enumerate(SOURCES)}
+_SOURCE_CODES = np.arange(len(SOURCES))
+_RANK_WORTH = 1 / np.log2(2 + np.arange(1_000))  # by place; a set is far smaller
 _NO_TRIGGER = [0.0] * len(TRIGGERS)
-_NO_SOURCE = [0.0] * len(SOURCES)
 
 _TIME_COLUMNS = tuple(COLUMN[n] for n in ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos"))
 _COUNT_COLUMNS = tuple(
@@ -149,7 +150,7 @@ def arm_features(
     *,
     scores: ArrayLike,
     fused: ArrayLike,
-    sources: Sequence[str],
+    sources: ArrayLike,
     popularity: ArrayLike,
     views: ArrayLike,
     clicks: ArrayLike,
@@ -160,9 +161,10 @@ def arm_features(
     price: ArrayLike,
     category_affinity: ArrayLike,
 ) -> NDArray[np.float32]:
-    """Return the arms' own columns for one trigger, push fatigue left at zero.
+    """Return the arms' own columns, push fatigue left at zero.
 
-    Every argument has shape (K,), K >= 0, one entry for each arm.
+    Every argument has shape (..., K), K >= 0, one entry for each arm; "the set" is the last axis.
+    A set's rows do not depend on the sets beside it.
 
     Parameters
     ----------
@@ -171,7 +173,7 @@ def arm_features(
     fused
         The candidates' fused scores.
     sources
-        Names of `SOURCES`; another one has zeros in all four columns.
+        Places in `SOURCES`; another number has zeros in all four columns.
     popularity, views, clicks, purchases, pushes, opens
         Decayed counts >= 0, as in `ItemStats`; 0 for an item without statistics.
     age_days
@@ -183,35 +185,30 @@ def arm_features(
 
     Returns
     -------
-    float32, shape (K, len(ARM)), rounded to 4 decimals, columns in the order of `ARM`.
+    float32, shape (..., K, len(ARM)), rounded to 4 decimals, columns in the order of `ARM`.
 
     Examples
     --------
     >>> one = {name: [0.0, 0.0] for name in ("popularity", "views", "clicks", "purchases",
     ...        "pushes", "opens", "age_days", "price", "category_affinity", "fused")}
-    >>> rows = arm_features(scores=[3.0, 1.0], sources=["trend", "content"], **one)
+    >>> rows = arm_features(scores=[3.0, 1.0], sources=[2, 1], **one)
     >>> rows.shape == (2, len(ARM)), rows[:, 0].tolist(), rows[:, 5].tolist()
     (True, [1.0, -1.0], [1.0, 0.0])
     """
-    score = _floats(scores)
-    finite = np.isfinite(score)
-    if not finite.all():
-        score = np.where(finite, score, score[finite].min() if finite.any() else 0.0)
-    out = np.zeros((len(score), N_ARM))  # (K, d_a)
-    rank = np.empty(len(score))
-    rank[np.argsort(-score, kind="stable")] = np.arange(len(score))
-    out[:, 0] = _z(score)
-    out[:, 1] = 1 / np.log2(2 + rank)
-    out[:, 2] = _z(_floats(fused))
-    out[:, 3:7] = np.reshape([_SOURCE_ROW.get(s, _NO_SOURCE) for s in sources], (-1, len(SOURCES)))
-    out[:, 7] = _z(np.log1p(np.maximum(_floats(popularity), 0)))
+    score = _finite(_floats(scores))
+    out = np.zeros((*score.shape, N_ARM))  # (..., K, d_a)
+    out[..., 0] = _z(score)
+    out[..., 1] = _RANK_WORTH[_ranks(score)]
+    out[..., 2] = _z(_floats(fused))
+    out[..., 3:7] = np.asarray(sources)[..., None] == _SOURCE_CODES
+    out[..., 7] = _z(np.log1p(np.maximum(_floats(popularity), 0)))
     seen = _floats(views)
-    out[:, 8] = _lift(_floats(clicks), seen, CLICK_PRIOR)
-    out[:, 9] = _lift(_floats(purchases), seen, PURCHASE_PRIOR)
-    out[:, 10] = _lift(_floats(opens), _floats(pushes), OPEN_PRIOR)
-    out[:, 11] = np.exp(-np.maximum(_floats(age_days), 0) / FRESH_DAYS)
-    out[:, 12] = np.log1p(np.maximum(_floats(price), 0)) / 5
-    out[:, 13] = _floats(category_affinity)
+    out[..., 8] = _lift(_floats(clicks), seen, CLICK_PRIOR)
+    out[..., 9] = _lift(_floats(purchases), seen, PURCHASE_PRIOR)
+    out[..., 10] = _lift(_floats(opens), _floats(pushes), OPEN_PRIOR)
+    out[..., 11] = np.exp(-np.maximum(_floats(age_days), 0) / FRESH_DAYS)
+    out[..., 12] = np.log1p(np.maximum(_floats(price), 0)) / 5
+    out[..., 13] = _floats(category_affinity)
     return _rounded(out).astype(np.float32)
 
 
@@ -302,13 +299,32 @@ def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values.clip(-LIMIT, LIMIT).round(DECIMALS)
 
 
+def _finite(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Put the worst finite score of the set in place of those that are not finite."""
+    is_finite = np.isfinite(scores)
+    if is_finite.all():
+        return scores
+    worst = np.where(is_finite, scores, np.inf).min(axis=-1, keepdims=True, initial=np.inf)
+    return np.where(is_finite, scores, np.where(np.isfinite(worst), worst, 0.0))
+
+
+def _ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return each arm's place in its set, 0 for the best; ties keep their order."""
+    ranks = np.empty(scores.shape, np.int64)
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    places = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape)
+    np.put_along_axis(ranks, order, places, axis=-1)
+    return ranks
+
+
 def _z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Z-score within the set; zeros where all are the same (or the set is empty)."""
-    if len(values) == 0:
+    if values.shape[-1] == 0:
         return values
-    centred = values - values.mean()
-    spread = math.sqrt(float((centred * centred).mean()))
-    return centred / spread if spread > 1e-6 else np.zeros_like(values)
+    centred = values - values.mean(axis=-1, keepdims=True)
+    spread = np.sqrt((centred * centred).mean(axis=-1, keepdims=True))
+    is_spread = spread > 1e-6
+    return np.where(is_spread, centred, 0.0) / np.where(is_spread, spread, 1.0)
 
 
 def _lift(

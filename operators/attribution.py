@@ -74,7 +74,7 @@ class AttributionState(msgspec.Struct, array_like=True):
 
 
 class States(Protocol):
-    """The shard's users; `operators.state` has it on RocksDB and in memory."""
+    """The shard's users: `operators.state.Shard`, or `operators.shards.DictShard` in memory."""
 
     def get(self, key: str, /) -> AttributionState: ...  # noqa: D102
     def peek(self, key: str, /) -> AttributionState | None: ...  # noqa: D102
@@ -142,7 +142,7 @@ class Attribution:
     Examples
     --------
     >>> from models.arms import N_ARM, N_POLICY_CONTEXT
-    >>> from operators.state import DictShard
+    >>> from operators.shards import DictShard
     >>> shard = DictShard("07", encode=encode_state, decode=decode_state, new=new_state)
     >>> attribution = Attribution(shard, opened=1.0, converted=1.0, dismissed=-0.3,
     ...     opted_out=-5.0, no_response=-0.05, window_ms=1_000)

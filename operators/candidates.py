@@ -22,6 +22,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arms import SOURCE_CODE, SOURCES
 from models.features import CANDIDATES, EVENT_CODE, HISTORY
 from models.item_rows import ItemRows
 from models.neighbours import best_rows
@@ -64,7 +65,7 @@ _PUT_BACK: Final = frozenset((EVENT_CODE["cart_remove"], EVENT_CODE["refund"]))
 
 
 class ArmInputs(NamedTuple):
-    """What `models.arms.arm_features` reads of the candidates; each float64, shape (K,).
+    """What `models.arms.arm_features` reads of the candidates; each float64, shape (B, K).
 
     Counts are decayed to the trigger's time; 0 for an item without statistics.
     """
@@ -78,6 +79,15 @@ class ArmInputs(NamedTuple):
     age_days: Floats  # since created, else first seen; 0 where neither is known
     price: Floats
     category_affinity: Floats  # share of the history, by recency, in the main category, 0 to 1
+
+
+class Found(NamedTuple):
+    """A trigger's candidates, best first; each array has shape (K,)."""
+
+    query: Query
+    rows: Rows
+    sources: NDArray[np.int64]  # places in models.arms.SOURCES: the strongest source of each
+    scores: Floats  # fused
 
 
 class CandidateGenerator:
@@ -131,7 +141,8 @@ class CandidateGenerator:
         self._items = items
         self._limit = limit
         self._sources = [source for source in sources if weights.get(source.name, 0.0) > 0]
-        self._names = [*(source.name for source in self._sources), "trend"]
+        names = [*(source.name for source in self._sources), "trend"]
+        self._codes = np.array([SOURCE_CODE.get(name, -1) for name in names], np.int64)  # by place
         says = {s.name: _says(weights[s.name], place) for place, s in enumerate(self._sources)}
         self._says = [says[source.name] for source in self._sources]
         self._says_of_cart_left = [
@@ -140,7 +151,7 @@ class CandidateGenerator:
         ]
         self._fallback_says = _says(FALLBACK_WEIGHT, len(self._sources))
 
-    def generate(self, trigger: Trigger) -> list[Candidate]:
+    def find(self, trigger: Trigger) -> Found:
         """Return the trigger's candidates, best first; none only where nothing can be pushed."""
         items = self._items
         query = make_query(trigger, items)
@@ -160,13 +171,13 @@ class CandidateGenerator:
             best = np.concatenate([best, more])
             scores = np.concatenate([scores, self._fallback_says[: len(more)] >> _PLACE_BITS])
             codes = np.concatenate([codes, self._fallback_says[: len(more)]])
-        ids = [items.item_ids[row] for row in best.tolist()]
-        names = [self._names[_LAST_PLACE - code] for code in (codes & _LAST_PLACE).tolist()]
-        return list(map(Candidate._make, zip(ids, names, (scores / _UNIT).tolist(), strict=True)))
+        sources = self._codes[_LAST_PLACE - (codes & _LAST_PLACE)]
+        return Found(query, best, sources, scores / _UNIT)
 
-    def generate_batch(self, triggers: Sequence[Trigger]) -> list[list[Candidate]]:
-        """Return the candidates of each trigger; the others in the batch make no difference."""
-        return [self.generate(trigger) for trigger in triggers]
+    def generate(self, trigger: Trigger) -> list[Candidate]:
+        """Return the trigger's candidates by name, best first."""
+        found = self.find(trigger)
+        return candidates_of(self._items, found.rows, found.sources, found.scores)
 
     @staticmethod
     def _more(query: Query, found: Rows, missing: int) -> Rows:
@@ -207,18 +218,35 @@ def make_query(trigger: Trigger, items: ItemRows) -> Query:
     )
 
 
-def arm_inputs(trigger: Trigger, candidates: Sequence[Candidate], items: ItemRows) -> ArmInputs:
-    """Return what the policy's arm features need of a trigger's candidates."""
-    rows = np.array(items.rows_of(c.item_id for c in candidates), np.int64)  # (K,)
-    age_ms = np.maximum(trigger.time_ms - items.stats_ms[rows], 0)
+def candidates_of(
+    items: ItemRows, rows: Rows, sources: NDArray[np.int64], scores: Floats
+) -> list[Candidate]:
+    """Return candidates by name, of rows, places in `models.arms.SOURCES` and fused scores."""
+    ids = [items.item_ids[row] for row in rows.tolist()]
+    names = [SOURCES[code] for code in sources.tolist()]
+    return list(map(Candidate._make, zip(ids, names, scores.tolist(), strict=True)))
+
+
+def arm_inputs(queries: Sequence[Query], time_ms: Sequence[int], rows: Rows) -> ArmInputs:
+    """Return what the policy's arm features need of several triggers' candidates.
+
+    Parameters
+    ----------
+    queries
+        Of B triggers, B >= 1.
+    time_ms
+        Their times, event time.
+    rows
+        Their candidates, shape (B, K).
+    """
+    items = queries[0].items
+    now_ms = np.array(time_ms, np.int64)[:, None]  # (B, 1)
+    age_ms = np.maximum(now_ms - items.stats_ms[rows], 0)  # (B, K), as all below
     by_day = np.exp2(-age_ms / _DAY_MS)
     by_week = np.exp2(-age_ms / _WEEK_MS)
-    born_ms = np.where(
-        items.created_ms[rows] > 0, items.created_ms[rows], items.first_seen_ms[rows]
-    )
-    history = items.rows_of(reversed(trigger.history.item_ids))
-    recent, weights = _recent(history, trigger.history.types[::-1], _ages(trigger))
-    is_born = (born_ms > 0) & (born_ms < trigger.time_ms)
+    created_ms = items.created_ms[rows]
+    born_ms = np.where(created_ms > 0, created_ms, items.first_seen_ms[rows])
+    is_born = (born_ms > 0) & (born_ms < now_ms)
     return ArmInputs(
         popularity=items.popularity[rows] * by_day,
         views=items.views[rows] * by_week,
@@ -226,9 +254,14 @@ def arm_inputs(trigger: Trigger, candidates: Sequence[Candidate], items: ItemRow
         purchases=items.purchases[rows] * by_week,
         pushes=items.pushes[rows] * by_week,
         opens=items.opens[rows] * by_week,
-        age_days=np.where(is_born, (trigger.time_ms - born_ms) / _DAY_MS, 0.0),
+        age_days=np.where(is_born, (now_ms - born_ms) / _DAY_MS, 0.0),
         price=items.price[rows],
-        category_affinity=_category_affinity(items.category, recent, weights, rows),
+        category_affinity=np.array(
+            [
+                _category_affinity(items.category, query.recent, query.weights, own)
+                for query, own in zip(queries, rows, strict=True)
+            ]
+        ).reshape(rows.shape),
     )
 
 

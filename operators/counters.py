@@ -27,7 +27,7 @@ _MAX_AHEAD_MS: Final = 200 * HOUR_MS  # exp(200) is far from overflow; then the 
 _NOTHING_LEFT_MS: Final = 700 * HOUR_MS
 
 
-class Decayed(Struct, array_like=True):
+class Decayed(Struct, array_like=True, gc=False):
     """Decayed counts by window and type, in the order of `models.features.DECAYED`.
 
     Each is kept as it would be at `landmark_ms` if decay ran backwards too: an event adds
@@ -73,7 +73,7 @@ def decayed_at(counts: Decayed, time_ms: int) -> list[float]:
     ]
 
 
-class Sliding(Struct, array_like=True):
+class Sliding(Struct, array_like=True, gc=False):
     """Events in the last hour, day and week; at most 12 + 24 + 7 buckets of two integers.
 
     Each list holds (bucket number, count) in turn, oldest first.

@@ -127,7 +127,7 @@ def decode_state(data: bytes) -> ItemCounts:
 
 
 class Items(Protocol):
-    """What is needed of `operators.state.ShardView`."""
+    """What is needed of `operators.shards.ShardView`."""
 
     def get(self, key: str) -> ItemCounts:
         """Return a state to be changed in place, a new one if there is none."""
@@ -162,7 +162,7 @@ class ItemStatsShard:
 
     Examples
     --------
-    >>> from operators.state import DictShard
+    >>> from operators.shards import DictShard
     >>> items = DictShard("00", encode=encode_state, decode=decode_state, new=new_state)
     >>> shard = ItemStatsShard(items)
     >>> shard.on_signal(ItemSignal("a", "view", 1_700_000_000_000, "GB", 0.0, ("b",)))

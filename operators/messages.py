@@ -8,7 +8,8 @@ defaults, never rename or re-use one (a new meaning is a new topic version). Unk
 are ignored on reading, so that a producer may be newer than we are. Times are milliseconds
 since 1970 in UTC, taken from the producer (event time), never from our clock.
 
-`pushflow schema` prints the JSON Schemas made from these structs.
+`pushflow schema` prints the JSON Schemas made from these structs. Those that come by the thousand
+are not tracked by the garbage collector (`gc=False`): they hold no cycles.
 """
 
 from typing import Annotated, Any, Literal, NamedTuple
@@ -59,7 +60,7 @@ Channel = Literal["fcm", "apns", "webpush", "any"]
 NONE_ARM = "none"  # the item_id of the arm "send nothing"
 
 
-class EventContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EventContext(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Where and on what an event happened; empty strings are unknown."""
 
     device: ShortText = ""  # mobile, desktop, tablet, ...
@@ -71,7 +72,7 @@ class EventContext(Struct, frozen=True, kw_only=True, omit_defaults=True):
     city: ShortText = ""
 
 
-class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Event(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """`push.events.v1`: a fact about a user.
 
     `value` is money (price x quantity), a rating, or the seconds a view lasted.
@@ -204,7 +205,7 @@ class Campaign(Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class Feedback(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Feedback(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """`push.feedback.v1`: what became of a decision that was sent."""
 
     feedback_id: Id
@@ -215,14 +216,14 @@ class Feedback(Struct, frozen=True, kw_only=True, omit_defaults=True):
     value: Amount | None = None
 
 
-class TriggerRef(Struct, frozen=True):
+class TriggerRef(Struct, frozen=True, gc=False):
     """The reason for a decision."""
 
     type: TriggerType
     event_id: str
 
 
-class Delivery(Struct, frozen=True, kw_only=True):
+class Delivery(Struct, frozen=True, gc=False, kw_only=True):
     """How and when a gateway sends. `expires_at` and `send_after` are milliseconds UTC."""
 
     channel: Channel
@@ -233,7 +234,7 @@ class Delivery(Struct, frozen=True, kw_only=True):
     dry_run: bool = False
 
 
-class Content(Struct, frozen=True, kw_only=True):
+class Content(Struct, frozen=True, gc=False, kw_only=True):
     """What the user reads; at most 4,096 bytes rendered."""
 
     item_id: str
@@ -246,7 +247,7 @@ class Content(Struct, frozen=True, kw_only=True):
     data: dict[str, str]
 
 
-class Action(Struct, frozen=True):
+class Action(Struct, frozen=True, gc=False):
     """One arm as the policy saw it. `features` are the arm's own columns of the policy's input."""
 
     item_id: str
@@ -256,7 +257,7 @@ class Action(Struct, frozen=True):
     features: list[float]
 
 
-class Learning(Struct, frozen=True, kw_only=True):
+class Learning(Struct, frozen=True, gc=False, kw_only=True):
     """All that learning, audit and off-policy evaluation need of a decision."""
 
     policy_id: str
@@ -273,7 +274,7 @@ class Learning(Struct, frozen=True, kw_only=True):
     reward_deadline: int  # ms; feedback later than this only corrects
 
 
-class Explanation(Struct, frozen=True):
+class Explanation(Struct, frozen=True, gc=False):
     """One feature's share of the chosen arm's score (value x weight)."""
 
     feature: str
@@ -281,7 +282,7 @@ class Explanation(Struct, frozen=True):
     contribution: float
 
 
-class Decision(Struct, frozen=True, kw_only=True):
+class Decision(Struct, frozen=True, gc=False, kw_only=True):
     """`push.decisions.v1`: the one answer to one trigger. A gateway acts on `send` alone."""
 
     decision_id: Id

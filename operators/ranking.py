@@ -6,12 +6,12 @@ Owns    the model's input arrays, and the cut from candidates to the action set.
 
 Triggers that no campaign takes, and users who may not be sent to whatever the policy says (no
 consent, opted out, holdout), are passed on without candidates: most of the work is here. Scores
-do not depend on who shares the batch (`models.serving`), and ties are broken by item_id, so that
-a replay at another batch size ranks the same.
+do not depend on who shares the batch (`models.serving`), and ties keep the candidates' order, which
+ends in item_id, so that a replay at another batch size ranks the same.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +20,21 @@ from models.arms import N_ARM, arm_features
 from models.features import HISTORY
 from operators import metrics
 from operators.campaigns import HOLDOUT, CampaignTable, assign_arm
-from operators.candidates import CandidateGenerator, arm_inputs
+from operators.candidates import CandidateGenerator, Found, arm_inputs, candidates_of
 from operators.catalogue import Catalogue
-from operators.hops import Candidate, Forget, Ranked, Trigger
+from operators.hops import Forget, Ranked, Trigger
 from operators.messages import Campaign
 from operators.model_table import ModelTable
+
+
+class _Set(NamedTuple):
+    """A trigger's action set, best first; each array has shape (K,)."""
+
+    rows: NDArray[np.int64]
+    sources: NDArray[np.int64]
+    fused: NDArray[np.float64]
+    scores: NDArray[np.float32]
+
 
 _NO_SCORES: Final = np.zeros(0, np.float32)
 _NO_ARMS: Final = np.zeros((0, N_ARM), np.float32)
@@ -95,59 +105,70 @@ class Ranker:
 
     def _rank(self, out: list[Ranked | Forget], live: list[int]) -> None:
         ranked = [entry for at in live if isinstance(entry := out[at], Ranked)]
-        candidates = self._generator.generate_batch([entry.trigger for entry in ranked])
-        scores = self._scores([entry.trigger for entry in ranked], candidates)
-        version = self._models.version
-        for at, entry, found, row in zip(live, ranked, candidates, scores, strict=True):
-            kept, kept_scores = self._best(found, row[: len(found)])
-            inputs = arm_inputs(entry.trigger, kept, self._catalogue)
-            arms = arm_features(
-                scores=kept_scores,
-                fused=[candidate.score for candidate in kept],
-                sources=[candidate.source for candidate in kept],
-                **inputs._asdict(),
-            )
+        triggers = [entry.trigger for entry in ranked]
+        found = [self._generator.find(trigger) for trigger in triggers]
+        sets = self._best(found, self._scores(triggers, found))
+        for at, entry, best in zip(live, ranked, sets, strict=True):
             out[at] = entry._replace(
-                candidates=kept, scores=kept_scores, arm_features=arms, model_version=version
+                candidates=candidates_of(self._catalogue, best.rows, best.sources, best.fused),
+                scores=best.scores,
+                model_version=self._models.version,
             )
+        # Sets of one size are taken together; nearly all have `action_set` arms.
+        for size in {len(best.rows) for best in sets if len(best.rows)}:
+            same = [b for b, best in enumerate(sets) if len(best.rows) == size]
+            columns = zip(*(sets[b] for b in same), strict=True)
+            rows, sources, fused, scores = (np.array(column) for column in columns)  # (S, size)
+            inputs = arm_inputs(
+                [found[b].query for b in same], [triggers[b].time_ms for b in same], rows
+            )
+            arms = arm_features(
+                scores=scores, fused=fused, sources=sources, **inputs._asdict()
+            )  # (S, size, d_a)
+            for b, own in zip(same, arms, strict=True):
+                entry = out[live[b]]
+                if isinstance(entry, Ranked):
+                    out[live[b]] = entry._replace(arm_features=own)
 
-    def _best(
-        self, candidates: list[Candidate], scores: NDArray[np.float32]
-    ) -> tuple[list[Candidate], NDArray[np.float32]]:
-        values = scores.tolist()
-        order = sorted(range(len(candidates)), key=lambda k: (-values[k], candidates[k].item_id))[
-            : self._action_set
-        ]
-        return [candidates[k] for k in order], scores[order]
+    def _best(self, found: list[Found], scores: NDArray[np.float32]) -> list[_Set]:
+        """Return the best arms of each trigger, by the student; ties keep the fused order."""
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : self._action_set]  # (B, <= K)
+        sets = []
+        for one, best, own in zip(found, order, scores, strict=True):
+            kept = best[: len(one.rows)]  # padding has the lowest score, so it comes last
+            sets.append(_Set(one.rows[kept], one.sources[kept], one.scores[kept], own[kept]))
+        return sets
 
-    def _scores(
-        self, triggers: list[Trigger], candidates: list[list[Candidate]]
-    ) -> list[NDArray[np.float32]]:
-        """Return one row of scores a trigger, each as long as its candidates or longer."""
+    def _scores(self, triggers: list[Trigger], found: list[Found]) -> NDArray[np.float32]:
+        """Return scores, shape (B, K), -inf for padding."""
+        width = max(len(one.rows) for one in found)
+        targets = np.zeros((len(found), width), np.int64)  # (B, K)
+        for b, one in enumerate(found):
+            targets[b, : len(one.rows)] = one.rows
         scorer = self._models.scorer
-        if scorer is None:
-            metrics.FALLBACKS.labels("student").inc(len(triggers))
-            return [np.array([c.score for c in found], np.float32) for found in candidates]
-        n_users, width = len(triggers), max(map(len, candidates))
-        rows = np.zeros((n_users, HISTORY), np.int64)  # (B, T)
-        types = np.zeros((n_users, HISTORY), np.int64)
-        ages = np.zeros((n_users, HISTORY), np.float32)
-        targets = np.zeros((n_users, width), np.int64)  # (B, K)
-        row_of = self._catalogue.row
-        for b, (trigger, found) in enumerate(zip(triggers, candidates, strict=True)):
-            history = trigger.history
-            known = [row_of(item_id) for item_id in history.item_ids]
-            keep = [i for i, row in enumerate(known) if row]
-            if keep:
-                start = HISTORY - len(keep)
-                now_s = trigger.time_ms // 1_000
-                rows[b, start:] = [known[i] for i in keep]
-                types[b, start:] = [history.types[i] for i in keep]
-                ages[b, start:] = [max(now_s - history.time_s[i], 0) for i in keep]
-            targets[b, : len(found)] = [row_of(candidate.item_id) for candidate in found]
+        if scorer is None or not width:
+            return self._fused_scores(found, targets)
+        rows = np.zeros((len(found), HISTORY), np.int64)  # (B, T)
+        types = np.zeros((len(found), HISTORY), np.int64)
+        ages = np.zeros((len(found), HISTORY), np.float32)
+        for b, one in enumerate(found):
+            query = one.query
+            known = [i for i, row in enumerate(query.history) if row][::-1]  # oldest first
+            if known:
+                start = HISTORY - len(known)
+                rows[b, start:] = [query.history[i] for i in known]
+                types[b, start:] = [query.types[i] for i in known]
+                ages[b, start:] = [query.age_s[i] for i in known]
         context = np.array([trigger.context for trigger in triggers], np.float32)  # (B, C)
-        scores = scorer.score(self._catalogue.item_table, rows, types, ages, context, targets)
-        return list(scores)
+        return scorer.score(self._catalogue.item_table, rows, types, ages, context, targets)
+
+    @staticmethod
+    def _fused_scores(found: list[Found], targets: NDArray[np.int64]) -> NDArray[np.float32]:
+        metrics.FALLBACKS.labels("student").inc(len(found))
+        scores = np.full(targets.shape, -np.inf, np.float32)
+        for b, one in enumerate(found):
+            scores[b, : len(one.rows)] = one.scores
+        return scores
 
 
 def _may_be_sent_to(trigger: Trigger, campaign: Campaign) -> bool:

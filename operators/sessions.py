@@ -17,7 +17,7 @@ MAX_CATEGORIES: Final = 16
 _MAX_DWELL_MS: Final = 600_000  # a view followed by nothing for longer was left, not read
 
 
-class Session(Struct, array_like=True):
+class Session(Struct, array_like=True, gc=False):
     """One user's current session, or an empty one (`events` is 0). At most about 1 KB packed."""
 
     start_ms: int = 0
@@ -87,7 +87,7 @@ def observe(
         session.last_ms = time_ms
         session.last_event_id = event_id
     if kind in ("view", "click"):
-        _add_view(session, time_ms, kind, category, dwell_seconds, is_newest)
+        _add_view(session, kind, category, dwell_seconds, time_ms if is_newest else 0)
     elif kind == "purchase":
         session.purchases += 1
     if item_id is not None and len(session.items) < MAX_ITEMS and item_id not in session.items:
@@ -102,20 +102,16 @@ def _end_view(session: Session, time_ms: int) -> None:
 
 
 def _add_view(
-    session: Session,
-    time_ms: int,
-    kind: str,
-    category: str,
-    dwell_seconds: float | None,
-    is_newest: bool,
+    session: Session, kind: str, category: str, dwell_seconds: float | None, open_ms: int
 ) -> None:
+    """Count a view or click; `open_ms` is when a view began whose end may still come, or 0."""
     session.depth += 1
     if kind == "view":
         session.views += 1
         if dwell_seconds is not None:
             session.dwell_ms += min(max(int(dwell_seconds * 1_000), 0), _MAX_DWELL_MS)
-        elif is_newest:
-            session.open_view_ms = time_ms
+        elif open_ms:
+            session.open_view_ms = open_ms
     if category:
         categories = session.categories
         if category in categories or len(categories) < MAX_CATEGORIES:

@@ -2,40 +2,29 @@
 
 Reads   the `SnapshotRef`s that Bytewax hands back when it resumes.
 Emits   one `SnapshotRef` for each shard of an epoch.
-Owns    the directory of the state: databases, checkpoints, and when each may go.
+Owns    the database: what is in memory, what is written, and what a checkpoint holds.
 
 The one idea: state lives in RocksDB, a snapshot only *names* a checkpoint of it. An epoch then
 costs what changed in it, not what is held, and state may outgrow memory. One store serves all
 shards of one step on one worker thread; a key is stored as `shard|key`, so that a shard is one
-range of keys and can move to another worker.
+range of keys and can move to another worker. `operators.lineage` says where checkpoints lie and
+when they may go.
 
-    <root>/FORMAT                    version of this layout
-    <root>/<name>/<lineage>/live/    the open database; means nothing after a crash
-    <root>/<name>/<lineage>/17/      checkpoint 17, hard links: what (shard, lineage, 17) names
-    <root>/<name>/<lineage>/shards   lines "named 07" and "committed 07"
-
-A *lineage* is what one incarnation of one worker writes; nobody else ever writes to it. Where
-the rules look odd:
+Where the rules look odd:
 
 - Bytewax passes no epoch number. It calls `snapshot` for all shards awake in an epoch in one
   unbroken block, so the first call after any `touch` closes the epoch, and the others name the
   same checkpoint. This is why the blocks of two threads must not meet in one store.
-- An epoch's sources wait until the epoch before is committed on the whole cluster. At the close
-  of an epoch, the names given in the one before are therefore what a resume would ask for.
 - No write-ahead log: a checkpoint flushes, and nothing but checkpoints is ever resumed from.
-
-All workers need one file system with hard links, since shards move.
 """
 
 import os
-import re
 import shutil
-import tempfile
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from rocksdict import (
     AccessType,
@@ -49,104 +38,15 @@ from rocksdict import (
     WriteOptions,
 )
 
-S = TypeVar("S")
-S_co = TypeVar("S_co", covariant=True)
+from operators.lineage import Lineage
+from operators.shards import SnapshotRef
 
-FORMAT: Final = 1
+S = TypeVar("S")
+"""The state of one key."""
+
 _COPY_ROWS: Final = 4_096  # rows copied in one write: about 1 MiB at 288 bytes a row
 _MAX_LOG_BYTES: Final = 1 << 20  # RocksDB's own text log; two files are kept
 _BLOOM_BITS: Final = 10  # per key, 1% false positives: most misses are users never seen
-
-
-class SnapshotRef(NamedTuple):
-    """The name of one shard's state: what Bytewax pickles in place of the state.
-
-    `number` counts the checkpoints of `lineage` from 1.
-    """
-
-    shard: str
-    lineage: str
-    number: int
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that a resume needs is missing, torn, or of another format."""
-
-
-class ShardView(Protocol[S_co]):
-    """What a pure class may do with the keys of its shard; see `Shard`."""
-
-    def get(self, key: str) -> S_co:
-        """Return the state of `key` to be changed in place; create it if there is none."""
-
-    def peek(self, key: str) -> S_co | None:
-        """Return the state of `key`, to be read only, or None."""
-
-    def delete(self, key: str) -> None:
-        """Forget `key`."""
-
-    def scan(self) -> Iterator[tuple[str, S_co]]:
-        """Yield all keys in order with their states, to be read only."""
-
-
-class _Lineage:
-    """The directory that one worker writes in one run, and the clearing of others.
-
-    Another run's lineage may go once each shard it ever named is committed in a lineage of this
-    run. This does not need every worker to hold a shard. `shards` is append-only, and a line
-    counts only with its newline: "named" is synced before a name is given out, while a lost
-    "committed" does nothing worse than keep a directory until the next start.
-    """
-
-    def __init__(self, root: Path, name: str, run_id: str, n_workers: int) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", run_id):
-            raise ValueError(f"run_id must be 1 to 64 of A-Za-z0-9_.-, got {run_id!r}")
-        self.home = root / name
-        self.home.mkdir(parents=True, exist_ok=True)
-        _check_format(root)
-        # Only what stood here before: a later run's young lineage must not look superseded.
-        self._others = [d.name for d in self.home.iterdir() if _run_of(d.name) != run_id]
-        self.name = self._claim(run_id, n_workers)
-        self.path = self.home / self.name
-        self._run_id = run_id
-        self._recorded: dict[str, set[str]] = {"named": set(), "committed": set()}
-        _sync_directory(self.home)
-        _sync_directory(root)
-
-    def _claim(self, run_id: str, n_workers: int) -> str:
-        for worker in range(n_workers):
-            try:
-                (self.home / f"{run_id}-{worker}").mkdir()  # atomic: each worker gets its own
-            except FileExistsError:
-                continue
-            return f"{run_id}-{worker}"
-        raise ValueError(
-            f"run id {run_id!r} has {n_workers} lineages in {self.home} already: each start of "
-            "the cluster needs a run id of its own, and n_workers must count all its workers"
-        )
-
-    def record(self, kind: str, shards: set[str]) -> None:
-        """Append `kind` ("named" or "committed") for each of `shards` not yet recorded."""
-        fresh = sorted(shards - self._recorded[kind])
-        if not fresh:
-            return
-        with (self.path / "shards").open("a", encoding="utf-8") as file:
-            file.writelines(f"{kind} {shard}\n" for shard in fresh)
-            file.flush()
-            os.fsync(file.fileno())
-        self._recorded[kind].update(fresh)
-
-    def drop_superseded(self) -> bool:
-        """Delete lineages of other runs that no resume can ask for; tell whether any went."""
-        if not self._others:
-            return False
-        ours = [d.name for d in self.home.iterdir() if _run_of(d.name) == self._run_id]
-        committed = {s for name in ours for s in _recorded(self.home / name, "committed")}
-        gone = [o for o in self._others if _recorded(self.home / o, "named") <= committed]
-        for other in gone:
-            shutil.rmtree(self.home / other, ignore_errors=True)  # a sibling may be at it too
-        self._others = [other for other in self._others if other not in gone]
-        return bool(gone)
 
 
 class StateStore(Generic[S]):
@@ -195,6 +95,7 @@ class StateStore(Generic[S]):
 
     Examples
     --------
+    >>> import tempfile
     >>> root = Path(tempfile.mkdtemp())
     >>> def store(run_id):
     ...     return StateStore(root, "users", encode=lambda s: str(s[0]).encode(),
@@ -237,7 +138,7 @@ class StateStore(Generic[S]):
         self._encode, self._decode, self._new = encode, decode, new
         self._clock, self._on_checkpoint = clock, on_checkpoint
         self._fault = fault or (lambda _: None)
-        self._lineage = _Lineage(root, name, run_id, n_workers)
+        self._lineage = Lineage(root, name, run_id, n_workers, retain=retain, fault=self._fault)
         self._options = _rocksdb_options(block_cache_bytes, write_buffer_bytes)
         self._db: Any = None  # opened by the first touch or read, when most shards are known
         self._is_closed = False
@@ -245,10 +146,6 @@ class StateStore(Generic[S]):
 
         self._shards: dict[str, Shard[S]] = {}
         self._names: dict[str, SnapshotRef] = {}  # what each shard's last snapshot said
-        # Names as of the last committed epochs, oldest first: a resume may ask for any of them.
-        self._committed: deque[dict[str, SnapshotRef]] = deque(maxlen=retain + 1)
-        self._number = 0  # of the newest checkpoint
-        self._on_disk: set[int] = set()
         self._is_epoch_open = False  # touched since the last snapshot
         self._is_dirty = False  # `live` differs from the newest checkpoint
         self._n_written = 0  # keys written since the newest checkpoint
@@ -276,7 +173,7 @@ class StateStore(Generic[S]):
         if resume is not None:
             if resume.shard != shard:
                 raise ValueError(f"{resume} does not name shard {shard!r}")
-            self._checkpoint_path(resume)
+            self._lineage.checkpoint(resume)  # raises now, not at the first touch
             self._names[shard] = resume
         opened = self._shards[shard] = Shard(self, shard)
         if self._db is not None:
@@ -315,14 +212,16 @@ class StateStore(Generic[S]):
             most = max(by_lineage.values(), key=len)
             # The newest of them holds the others too: who named an older one has not changed.
             self._base = max(most, key=lambda ref: ref.number)
-            _link_files(self._checkpoint_path(self._base), live)
+            _link_files(self._lineage.checkpoint(self._base), live)
         # Only an empty directory may become a database: a torn one must not become empty.
         self._options.create_if_missing(not by_lineage)
         try:
             self._db = Rdict(str(live), self._options)
         except Exception as error:  # rocksdict raises nothing narrower
             shutil.rmtree(live)
-            raise self._torn(self._base, error) from error
+            if self._base is None:  # then no checkpoint is to blame
+                raise
+            raise self._lineage.torn(self._base, error) from error
         no_log = WriteOptions()
         no_log.disable_wal = True
         self._db.set_write_options(no_log)
@@ -346,12 +245,12 @@ class StateStore(Generic[S]):
         self._fault("adopted")
 
     def _copy_in(self, ref: SnapshotRef) -> None:
-        path = self._checkpoint_path(ref)
+        path = self._lineage.checkpoint(ref)
         self._options.create_if_missing(False)
         try:
             source = Rdict(str(path), self._options, access_type=AccessType.read_only(False))
         except Exception as error:  # rocksdict raises nothing narrower
-            raise self._torn(ref, error) from error
+            raise self._lineage.torn(ref, error) from error
         rows = _rows(source, *_key_range(ref.shard))
         while chunk := list(islice(rows, _COPY_ROWS)):
             batch = WriteBatch(raw_mode=True)
@@ -359,22 +258,6 @@ class StateStore(Generic[S]):
                 batch.put(key, value)
             self._db.write(batch)
         source.close()
-
-    def _checkpoint_path(self, ref: SnapshotRef) -> Path:
-        path = self._lineage.home / ref.lineage / str(ref.number)
-        if not path.is_dir():
-            raise CheckpointError(
-                f"checkpoint {path} of shard {ref.shard} is missing. {_mend(self._lineage.home)}"
-            )
-        return path
-
-    def _torn(self, ref: SnapshotRef | None, error: Exception) -> Exception:
-        if ref is None:
-            return error
-        path = self._lineage.home / ref.lineage / str(ref.number)
-        return CheckpointError(
-            f"checkpoint {path} cannot be opened: {error}. {_mend(self._lineage.home)}"
-        )
 
     # Between snapshots.
 
@@ -424,12 +307,12 @@ class StateStore(Generic[S]):
     # The close of an epoch.
 
     def _snapshot(self, shard: str) -> SnapshotRef:
-        if self._number == 0 and not self._is_epoch_open and shard in self._names:
+        if self._lineage.number == 0 and not self._is_epoch_open and shard in self._names:
             return self._names[shard]
         # Never a second close within one block: it would take this block's names for committed.
-        if self._number == 0 or self._is_epoch_open:
+        if self._lineage.number == 0 or self._is_epoch_open:
             self._close_epoch()
-        ref = self._names[shard] = SnapshotRef(shard, self._lineage.name, self._number)
+        ref = self._names[shard] = SnapshotRef(shard, self._lineage.name, self._lineage.number)
         self._fault("named")
         return ref
 
@@ -438,40 +321,20 @@ class StateStore(Generic[S]):
         self._open()
         self._write_back()
         self._fault("written")
-        if self._is_dirty or self._number == 0:
+        if self._is_dirty or self._lineage.number == 0:
             self._save()
         self._is_epoch_open = False
-        self._clean_up()
+        self._lineage.commit_before(self._names)
         self._evict()
         if self._clock and self._on_checkpoint:
             self._on_checkpoint(self._clock() - started, self._n_written)
         self._n_written = 0
 
     def _save(self) -> None:
-        self._lineage.record("named", set(self._shards))
-        number = self._number + 1
-        # RocksDB writes beside, syncs and renames; the rename is ours to sync.
-        Checkpoint(self._db).create_checkpoint(str(self._lineage.path / str(number)))
-        _sync_directory(self._lineage.path)
-        self._number, self._is_dirty = number, False
-        self._on_disk.add(number)
-        self._fault("saved")
-
-    def _clean_up(self) -> None:
-        """Delete what no resume can ask for, now that the epoch before is committed."""
-        own = self._lineage.name
-        self._committed.append(dict(self._names))
-        refs = [ref for names in self._committed for ref in names.values()]
-        keep = {ref.number for ref in refs if ref.lineage == own} | {self._number}
-        for number in sorted(self._on_disk - keep):
-            shutil.rmtree(self._lineage.path / str(number))
-            self._on_disk.discard(number)
-            self._fault("pruned")
-        if len(self._committed) == self._committed.maxlen:
-            elsewhere = {ref.shard for ref in refs if ref.lineage != own}
-            self._lineage.record("committed", {ref.shard for ref in refs} - elsewhere)
-            if self._lineage.drop_superseded():
-                self._fault("dropped")
+        # RocksDB writes beside, syncs and renames; the rename is the lineage's to sync.
+        checkpoint = Checkpoint(self._db)
+        self._lineage.add(self._shards, lambda path: checkpoint.create_checkpoint(str(path)))
+        self._is_dirty = False
 
 
 class Shard(Generic[S]):
@@ -557,78 +420,6 @@ class Shard(Generic[S]):
         return self._store._snapshot(self.name)
 
 
-class DictShard(Generic[S]):
-    """A `Shard` in memory, for tests and examples: unbounded, and durable nowhere.
-
-    Parameters
-    ----------
-    shard
-        The shard's name.
-    encode, decode, new
-        As for `StateStore`.
-    state
-        A value from `snapshot`, or empty.
-
-    Examples
-    --------
-    >>> codec = dict(encode=lambda s: str(s[0]).encode(), decode=lambda b: [int(b)])
-    >>> shard = DictShard("07", new=lambda key: [0], **codec)
-    >>> shard.get("bob")[0] += 1
-    >>> shard.get("ann")[0] += 3
-    >>> list(shard.scan()), shard.peek("eve")
-    ([('ann', [3]), ('bob', [1])], None)
-    >>> saved = shard.snapshot()
-    >>> shard.get("ann")[0] += 100
-    >>> DictShard("07", new=lambda key: [0], **codec, state=saved).peek("ann")
-    [3]
-    """
-
-    def __init__(
-        self,
-        shard: str,
-        *,
-        encode: Callable[[S], bytes],
-        decode: Callable[[bytes], S],
-        new: Callable[[str], S],
-        state: tuple[tuple[str, bytes], ...] = (),
-    ) -> None:
-        self.name = shard
-        self.is_settled = True
-        self._encode, self._new = encode, new
-        self._states = {key: decode(value) for key, value in state}
-
-    def touch(self) -> None:
-        """Do nothing: there is no epoch to close."""
-
-    def get(self, key: str) -> S:
-        """Return the state of `key` to be changed in place; create it if there is none."""
-        if key not in self._states:
-            self._states[key] = self._new(key)
-        return self._states[key]
-
-    def peek(self, key: str) -> S | None:
-        """Return the state of `key`, to be read only, or None."""
-        return self._states.get(key)
-
-    def delete(self, key: str) -> None:
-        """Forget `key`; a later `get` starts anew."""
-        self._states.pop(key, None)
-
-    def scan(self) -> Iterator[tuple[str, S]]:
-        """Yield all keys in order with their states; keys may be deleted on the way."""
-        for key in sorted(self._states):  # by code point, which is UTF-8's order of bytes too
-            if key in self._states:
-                yield key, self._states[key]
-
-    def scan_raw(self) -> Iterator[tuple[str, bytes]]:
-        """Yield all keys in order with their states as `encode` gives them."""
-        return ((key, self._encode(state)) for key, state in self.scan())
-
-    def snapshot(self) -> tuple[tuple[str, bytes], ...]:
-        """Return the whole state, immutable, to be passed back as `state`."""
-        return tuple(self.scan_raw())
-
-
 def _rocksdb_options(block_cache_bytes: int, write_buffer_bytes: int) -> Any:
     table = BlockBasedOptions()
     table.set_block_cache(Cache(block_cache_bytes))
@@ -663,47 +454,3 @@ def _link_files(checkpoint: Path, live: Path) -> None:
             os.link(file, live / file.name)
         else:
             shutil.copy(file, live / file.name)
-
-
-def _run_of(lineage: str) -> str:
-    return lineage.rpartition("-")[0]
-
-
-def _recorded(lineage: Path, kind: str) -> set[str]:
-    try:
-        text = (lineage / "shards").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return set()
-    whole = text[: text.rfind("\n") + 1]  # the last line may be torn
-    pairs = (line.split(" ", 1) for line in whole.splitlines())
-    return {shard for found, shard in pairs if found == kind}
-
-
-def _check_format(root: Path) -> None:
-    path = root / "FORMAT"
-    if not path.exists():
-        handle, fresh = tempfile.mkstemp(dir=root, prefix=".format-")
-        with os.fdopen(handle, "w") as file:
-            file.write(f"{FORMAT}\n")
-        Path(fresh).replace(path)  # atomic: a sibling reads all of it or none
-    found = path.read_text(encoding="utf-8").strip()
-    if not found.isdigit() or int(found) > FORMAT:
-        raise CheckpointError(
-            f"{path} says {found!r}, this pushflow reads formats up to {FORMAT}: run the newer "
-            "pushflow that wrote it, or point the state at another directory"
-        )
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _mend(home: Path) -> str:
-    return (
-        f"To mend: restore {home} from the backup that goes with Bytewax's recovery directory; or "
-        "move both away and replay the topics from the start"
-    )

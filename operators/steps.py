@@ -21,7 +21,8 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 from operators.codec import SourceBatch
 from operators.hops import ShardBatch
 from operators.learning import LearnerShard
-from operators.state import Shard, SnapshotRef, StateStore
+from operators.shards import SnapshotRef
+from operators.state import Shard, StateStore
 
 S = TypeVar("S")
 """The state of one key of a shard."""

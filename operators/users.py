@@ -61,7 +61,7 @@ _HISTORY_KINDS: Final = frozenset(
 )
 
 
-class UserState(msgspec.Struct, array_like=True):
+class UserState(msgspec.Struct, array_like=True, gc=False):
     """All that is kept of a user: at most about 4 KB packed, typically 0.3 to 1.5 KB.
 
     Fields are stored by position: append only, with a default. The first three are read alone
@@ -103,7 +103,7 @@ class UserState(msgspec.Struct, array_like=True):
     opted_out_of: str | None = None  # version of the consent that the opt-out ended
 
 
-class _Timers(msgspec.Struct, array_like=True):
+class _Timers(msgspec.Struct, array_like=True, gc=False):
     soon_ms: int
     later_ms: int
     partition: int
@@ -253,7 +253,7 @@ class UserShard:
 
     Examples
     --------
-    >>> from operators.state import DictShard
+    >>> from operators.shards import DictShard
     >>> users = DictShard("00", encode=encode_state, decode=decode_state, new=new_state)
     >>> shard = UserShard("00", users, TriggerRules(idle_ms=0), category_of=lambda item: "shoes")
     >>> t = 1_700_000_000_000

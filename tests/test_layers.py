@@ -16,6 +16,7 @@ BELOW = {"flows": {"operators", "models"}, "operators": {"models"}, "models": se
 SHARED = {"messages", "hops", "metrics"}  # what every file of operators/ may import
 _CLIENT = {"kafka_client"}
 JOINS = {  # a file of operators/ that joins others -> those; all other files stand alone
+    "buffered_store": {"feature_store"},
     "decider": {"campaigns", "content", "eligibility", "fatigue", "policy_table"},
     "kafka": {"kafka_admin", "kafka_client", "kafka_sink", "kafka_source", "kafka_tables"},
     "kafka_admin": _CLIENT,
@@ -23,8 +24,10 @@ JOINS = {  # a file of operators/ that joins others -> those; all other files st
     "kafka_source": _CLIENT,
     "kafka_tables": _CLIENT,
     "learning": {"attribution", "item_stats"},
+    "lineage": {"shards"},
     "ranking": {"campaigns", "candidates", "catalogue", "model_table"},
-    "steps": {"codec", "learning", "state"},
+    "state": {"lineage", "shards"},
+    "steps": {"codec", "learning", "shards", "state"},
     "triggers": {"sessions"},
     "users": {"context", "counters", "sessions", "triggers"},
 }

@@ -8,6 +8,7 @@ import pytest
 from models.features import CONTEXT, N_CONTEXT, spec_hash
 from operators.feature_store import DecisionRow, FeatureStore
 from operators.hops import FeatureRow
+from operators.metrics import FALLBACKS
 
 T0_MS = 1_700_000_000_000
 
@@ -19,6 +20,11 @@ def feature_row(user_id: str, value: float, time_ms: int = T0_MS) -> FeatureRow:
 def decision_row(user_id: str, number: int) -> DecisionRow:
     payload = orjson.dumps({"decision_id": f"d{number}", "user_id": user_id})
     return user_id, f"d{number}", payload, T0_MS + number
+
+
+def failures() -> float:
+    """Return how many failures of a store were counted so far."""
+    return FALLBACKS.labels("redis")._value.get()
 
 
 class FeatureStoreContract(ABC):

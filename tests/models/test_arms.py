@@ -45,7 +45,7 @@ def context(seed: int = 0, trigger_type: str = "intent") -> np.ndarray:
 def rows(n: int, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     columns = {name: rng.exponential(3.0, n) for name in COLUMNS}
-    plain = arm_features(scores=rng.normal(size=n), sources=["trend"] * n, **columns)
+    plain = arm_features(scores=rng.normal(size=n), sources=[2] * n, **columns)
     return with_fatigue(plain, rng.integers(0, 3, n), rng.exponential(3.0, n))
 
 
@@ -141,14 +141,14 @@ def test_a_rate_is_told_against_its_prior_and_capped():
 
 def test_no_column_leaves_its_bounds():
     huge = {name: [1e100, -1e100] for name in COLUMNS}
-    out = arm_features(scores=[1e30, -1e30], sources=["trend", "?"], **huge)
+    out = arm_features(scores=[1e30, -1e30], sources=[2, -1], **huge)
     assert np.abs(out).max() <= arms.LIMIT
 
 
 def test_sources_have_a_column_each_and_an_unknown_one_has_none():
     out = arm_features(
         scores=[0.0] * 5,
-        sources=["neighbour", "content", "trend", "unfinished", "campaign"],
+        sources=[0, 1, 2, 3, -1],
         **{name: [0.0] * 5 for name in COLUMNS},
     )
     assert out[:, 3:7].tolist() == np.eye(5, 4).tolist()

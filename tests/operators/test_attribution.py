@@ -25,7 +25,7 @@ from operators.messages import (
     Outcome,
     TriggerRef,
 )
-from operators.state import DictShard
+from operators.shards import DictShard
 
 T0 = 1_700_000_000_000
 WINDOW = 1_000

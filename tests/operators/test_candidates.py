@@ -22,7 +22,7 @@ from operators.item_stats import (
     new_state,
 )
 from operators.messages import Item, ItemStats, UserProfile
-from operators.state import DictShard
+from operators.shards import DictShard
 from tests.conftest import T0_MS, event
 
 DAY_MS = 86_400_000
@@ -357,12 +357,37 @@ def test_candidates_do_not_depend_on_the_order_of_messages(moment, seed, order, 
 
 
 @given(st.lists(TRIGGERS, min_size=1, max_size=6))
-def test_candidates_do_not_depend_on_who_shares_the_batch(moments) -> None:
+def test_an_arms_features_do_not_depend_on_who_shares_the_batch(moments) -> None:
     catalogue = shop(1, list(range(N_ITEMS)))
-    together = CandidateGenerator(catalogue).generate_batch(moments)
-    alone = [CandidateGenerator(catalogue).generate(moment) for moment in moments]
-    assert together == alone
-    assert CandidateGenerator(catalogue).generate_batch(moments[::-1]) == together[::-1]
+    generator = CandidateGenerator(catalogue, limit=5)
+    found = [generator.find(moment) for moment in moments]
+    size = min(len(one.rows) for one in found)
+    together = features([one._replace(rows=one.rows[:size]) for one in found], moments)
+    alone = [
+        features([one._replace(rows=one.rows[:size])], [moment])[0]
+        for one, moment in zip(found, moments, strict=True)
+    ]
+    assert together.tobytes() == np.array(alone).tobytes()
+
+
+def features(found, moments) -> np.ndarray:
+    """Return the arm features of several triggers whose sets have one size."""
+    rows = np.array([one.rows for one in found])
+    size = rows.shape[1]
+    inputs = arm_inputs([one.query for one in found], [m.time_ms for m in moments], rows)
+    return arm_features(
+        scores=np.array([one.scores[:size] for one in found]),
+        fused=np.array([one.scores[:size] for one in found]),
+        sources=np.array([one.sources[:size] for one in found]),
+        **inputs._asdict(),
+    )
+
+
+def inputs_of(moment, item_ids, catalogue):
+    """Return one trigger's arm inputs of some items."""
+    rows = np.array([catalogue.rows_of(item_ids)], np.int64)
+    found = arm_inputs([make_query(moment, catalogue)], [moment.time_ms], rows)
+    return type(found)(*(column[0] for column in found))
 
 
 def test_arm_inputs_are_decayed_to_the_trigger() -> None:
@@ -379,8 +404,7 @@ def test_arm_inputs_are_decayed_to_the_trigger() -> None:
     )
     items = {"a": {"price": 9.5}, "b": {"created_ms": T0_MS - 3 * DAY_MS}, "c": {}}
     catalogue = loaded(items, row)
-    found = [Candidate(x, "trend", 0.0) for x in "abc"]
-    inputs = arm_inputs(trigger(), found, catalogue)
+    inputs = inputs_of(trigger(), "abc", catalogue)
     first = {name: values.tolist()[0] for name, values in inputs._asdict().items()}
     assert first == {
         "popularity": 1.0,
@@ -401,8 +425,7 @@ def test_category_affinity_is_the_share_of_the_history_in_the_items_category() -
     items = {item_id: {"categories": [kind]} for item_id, kind in kinds.items()}
     catalogue = loaded({**items, "n": {}, "m": {}})
     seen = [("n", "view", 9), ("c", "view", 8), ("b", "view", 7), ("a", "view", 6)]
-    found = [Candidate(item_id, "trend", 0.0) for item_id in "xyzm"]
-    affinity = arm_inputs(trigger(seen), found, catalogue).category_affinity
+    affinity = inputs_of(trigger(seen), "xyzm", catalogue).category_affinity
     assert affinity[:2] == pytest.approx([2 / 3, 1 / 3], abs=0.02)  # the newer weigh a bit more
     assert affinity[:2].sum() == 1.0
     assert affinity[2:].tolist() == [0.0, 0.0]
@@ -411,13 +434,7 @@ def test_category_affinity_is_the_share_of_the_history_in_the_items_category() -
 def test_arm_inputs_are_what_the_policy_takes() -> None:
     catalogue = shop(0, list(range(N_ITEMS)))
     moment = trigger([("i06", "view", 60)])
-    found = CandidateGenerator(catalogue).generate(moment)
-    for some in (found, []):
-        rows = arm_features(
-            scores=[c.score for c in some],
-            fused=[c.score for c in some],
-            sources=[c.source for c in some],
-            **arm_inputs(moment, some, catalogue)._asdict(),
-        )
-        assert rows.shape == (len(some), N_ARM)
-        assert np.isfinite(rows).all()
+    found = CandidateGenerator(catalogue).find(moment)
+    rows = features([found], [moment])
+    assert rows.shape == (1, len(found.rows), N_ARM)
+    assert np.isfinite(rows).all()

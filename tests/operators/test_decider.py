@@ -28,7 +28,7 @@ from operators.messages import (
     UserProfile,
 )
 from operators.policy_table import PolicyTable
-from operators.state import DictShard
+from operators.shards import DictShard
 from tests.conftest import T0_MS
 
 HOUR_MS = 3_600_000

@@ -18,7 +18,7 @@ from operators.item_stats import (
     new_state,
 )
 from operators.messages import EventContext, ItemStats
-from operators.state import DictShard
+from operators.shards import DictShard
 from tests.conftest import T0_MS, event
 
 DAY_MS = 86_400_000

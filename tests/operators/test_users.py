@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models.features import COLUMN
 from operators.hops import Entry, Forget, ShardBatch, Trigger
 from operators.messages import Consent, Event, EventContext, Feedback, UserProfile
-from operators.state import DictShard
+from operators.shards import DictShard
 from operators.triggers import TriggerRules
 from operators.users import SEEN, UserShard, UserState, decode_state, encode_state, new_state
 from tests.conftest import T0_MS, event
