@@ -63,6 +63,7 @@ class Decisions:
             self.n_read += len(messages)
 
     def close(self) -> None:
+        """Stop reading."""
         self._stop.set()
         self._thread.join()
         self._reader.close()
@@ -76,11 +77,13 @@ class Stage(NamedTuple):
     child: FlowProcess
 
     def decoded(self) -> int:
+        """Return how many events `decide` has decoded."""
         name = "pushflow_messages_decoded_total"
         samples = self.child.samples()
         return int(sum(v for (n, labels), v in samples.items() if n == name and _of_events(labels)))
 
     def wait_decoded(self, total: int, timeout_s: float = 120) -> None:
+        """Wait until so many are decoded."""
         end = time.monotonic() + timeout_s
         while self.decoded() < total:
             self.child.check()

@@ -59,7 +59,7 @@ class Job:
     def __init__(self, settings: Settings, of: Tables) -> None:
         self.decoder = PartitionDecoder(0, {"e": Event, "u": UserProfile}, n_shards=N_SHARDS)
         self.ranker = decide._ranker(settings, of)
-        rules, category_of = decide.rules(settings), of.catalogue.category_of
+        rules, category_of = decide.rules(settings), of.category_of
         self.users = {}
         self.deciders = {}
         for number in range(N_SHARDS):

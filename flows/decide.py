@@ -162,7 +162,7 @@ def _ranker(settings: Settings, tables: Tables) -> Ranker:
 
 def _user_shard(settings: Settings, tables: Tables) -> Callable[[str, Shard[Any]], UserShard]:
     trigger_rules = rules(settings)
-    category_of = tables.catalogue.category_of
+    category_of = tables.category_of
     return lambda shard, states: UserShard(shard, states, trigger_rules, category_of)
 
 

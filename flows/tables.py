@@ -42,6 +42,7 @@ class Tables:
         ranking = settings.ranking
         self.catalogue = Catalogue()
         self.items: dict[str, Item] = {}  # bounded as the topic is: about 1 KB an item
+        self._category: dict[str, str] = {}  # item_id -> main category
         self.campaigns = CampaignTable(validate=validate_templates)
         self.policies = PolicyTable(
             gamma=ranking.gamma,
@@ -102,9 +103,15 @@ class Tables:
         """Take an item, or its removal."""
         if item is None:
             self.items.pop(item_id, None)
+            self._category.pop(item_id, None)
         else:
             self.items[item_id] = item
+            self._category[item_id] = item.categories[0] if item.categories else ""
         self.catalogue.apply(item_id, item)
+
+    def category_of(self, item_id: str) -> str:
+        """Return an item's main category, "" where it is not known; asked for every event."""
+        return self._category.get(item_id, "")
 
     def _apply_stats(self, _item_id: str, stats: ItemStats | None) -> None:
         if stats is not None:

@@ -76,7 +76,7 @@ def decayed_at(counts: Decayed, time_ms: int) -> list[float]:
 class Sliding(Struct, array_like=True, gc=False):
     """Events in the last hour, day and week; at most 12 + 24 + 7 buckets of two integers.
 
-    Each list holds (bucket number, count) in turn, oldest first.
+    Each list holds (bucket number, count) in turn, oldest first; each total is of its list.
 
     Examples
     --------
@@ -87,27 +87,41 @@ class Sliding(Struct, array_like=True, gc=False):
     (2.0, 4.0, 4.0)
     """
 
-    hour: list[int] = []
-    day: list[int] = []
-    week: list[int] = []
+    in_hour: int = 0
+    hour: list[int] = []  # of 5 min
+    in_day: int = 0
+    day: list[int] = []  # of 1 h
+    in_week: int = 0
+    week: list[int] = []  # of 1 d
 
 
 def add_sliding(counts: Sliding, time_ms: int) -> None:
     """Count one event."""
-    _add_bucket(counts.hour, time_ms // 300_000, 12)  # of 5 min
-    _add_bucket(counts.day, time_ms // HOUR_MS, 24)
-    _add_bucket(counts.week, time_ms // DAY_MS, 7)
+    counts.in_hour += _add_bucket(counts.hour, time_ms // 300_000, 12)
+    counts.in_day += _add_bucket(counts.day, time_ms // HOUR_MS, 24)
+    counts.in_week += _add_bucket(counts.week, time_ms // DAY_MS, 7)
 
 
-def _add_bucket(buckets: list[int], number: int, n_buckets: int) -> None:
-    if buckets and buckets[-2] == number:
-        buckets[-1] += 1
-    elif not buckets or number > buckets[-2]:
+def _add_bucket(buckets: list[int], number: int, n_buckets: int) -> int:
+    """Count one event in its bucket; return by how much the list's total changes."""
+    if not buckets:
         buckets += (number, 1)
+        return 1
+    newest = buckets[-2]
+    if number == newest:
+        buckets[-1] += 1
+        return 1
+    if number > newest:
+        buckets += (number, 1)
+        change = 1
         while buckets[0] <= number - n_buckets:
+            change -= buckets[1]
             del buckets[:2]
-    elif number > buckets[-2] - n_buckets:
+        return change
+    if number > newest - n_buckets:
         _add_late(buckets, number)
+        return 1
+    return 0
 
 
 def _add_late(buckets: list[int], number: int) -> None:
@@ -123,13 +137,13 @@ def _add_late(buckets: list[int], number: int) -> None:
 def sliding_at(counts: Sliding, time_ms: int) -> tuple[float, float, float]:
     """Return the number of events within the last hour, day and week before `time_ms`."""
     return (
-        _sum_since(counts.hour, time_ms // 300_000 - 12),
-        _sum_since(counts.day, time_ms // HOUR_MS - 24),
-        _sum_since(counts.week, time_ms // DAY_MS - 7),
+        _sum_since(counts.hour, counts.in_hour, time_ms // 300_000 - 12),
+        _sum_since(counts.day, counts.in_day, time_ms // HOUR_MS - 24),
+        _sum_since(counts.week, counts.in_week, time_ms // DAY_MS - 7),
     )
 
 
-def _sum_since(buckets: list[int], after: int) -> float:
+def _sum_since(buckets: list[int], total: int, after: int) -> float:
     if not buckets or buckets[0] > after:
-        return float(sum(buckets[1::2]))
+        return float(total)
     return float(sum(buckets[i + 1] for i in range(0, len(buckets), 2) if buckets[i] > after))
