@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -44,6 +44,8 @@ class FlowProcess:
         Its settings as PUSHFLOW_* variables; it sees none of ours.
     work
         Directory for its log, and its working directory, so that no pushflow.toml is found.
+    arguments
+        More words on its command line, such as its place in a cluster.
 
     Notes
     -----
@@ -51,14 +53,16 @@ class FlowProcess:
     it in order.
     """
 
-    def __init__(self, name: str, values: dict[str, str], work: Path) -> None:
+    def __init__(
+        self, name: str, values: dict[str, str], work: Path, arguments: Sequence[str] = ()
+    ) -> None:
         self.name = name
         self.port = free_port()
         self.log = work / f"{name}.log"
         environment = child_environment(values | {"PUSHFLOW_METRICS_PORT": str(self.port)}, _ROOT)
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 # our own code, no user's words
-                [sys.executable, "-m", "flows.cli", "run", name],
+                [sys.executable, "-m", "flows.cli", "run", name, *arguments],
                 cwd=work,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -66,6 +70,11 @@ class FlowProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until the child says that it reads."""
@@ -106,6 +115,11 @@ class FlowProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+    def kill(self) -> None:
+        """End the child as a power cut would."""
+        self._process.kill()
+        self._process.wait()
 
     def _tail(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -22,7 +22,7 @@ A replay of old events should therefore send them with their own times as timest
 
 import base64
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 import orjson
@@ -36,6 +36,9 @@ M = TypeVar("M", bound=msgspec.Struct)
 """A message type of the wire."""
 
 MAX_BYTES: Final = 65_536  # a larger message is a mistake: our own largest is about 12 KiB
+# Levels of an event's props. Workers hand events to each other by pickle, which gives up at some
+# 500 levels, and that would stop the flow.
+MAX_DEPTH: Final = 16
 _PAYLOAD_KEPT: Final = 8_192
 
 REASONS: Final = {
@@ -128,12 +131,22 @@ class _Unusable(Exception):
 
 def _parse(decoder: msgspec.json.Decoder[M], value: bytes) -> M:
     try:
+        if not value.isascii():
+            value.decode()  # msgspec passes over fields that it does not know without a look
         return decoder.decode(value)
     except msgspec.ValidationError as error:
         known = "Invalid enum value" in str(error) and str(error).endswith("`$.type`")
         raise _Unusable("unknown_type" if known else "bad_field", str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _Unusable("bad_json", str(error)) from None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Say whether lists and dictionaries are nested in more than `levels` levels."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
 
 
 class PartitionDecoder:
@@ -251,6 +264,8 @@ class PartitionDecoder:
         if isinstance(entry, Event):
             if entry.item_id is None and entry.type in _NEEDS_ITEM:
                 raise _Unusable("missing_item", f"type {entry.type}")
+            if entry.props is not None and _is_deeper(entry.props, MAX_DEPTH):
+                raise _Unusable("bad_json", f"props nested deeper than {MAX_DEPTH} levels")
             self._check_time(entry.time_ms, message.timestamp_ms)
         elif isinstance(entry, Feedback):
             self._check_time(entry.time_ms, message.timestamp_ms)

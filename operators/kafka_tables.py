@@ -124,6 +124,9 @@ class TableFollower:
             self._apply(take(self._consumer, 1_000, _POLL_SECONDS))
             n_read = sum(min(self._next[w], ends[w]) - begin for w, begin in begins.items())
             on_progress(topic, max(0, n_read), n_all)
+        # A fetch that waits at the broker holds up whatever is asked next on its connection: each
+        # partition of the next topic would cost `fetch.wait.max.ms`.
+        self._consumer.unassign()
 
     def _assign(self, places: Mapping[tuple[str, int], int]) -> None:
         self._consumer.assign([TopicPartition(*where, self._next[where]) for where in places])

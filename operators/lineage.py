@@ -152,7 +152,7 @@ class Lineage:
         `names` says by shard what snapshots said as of that epoch.
         """
         self._committed.append(dict(names))
-        refs = [ref for names in self._committed for ref in names.values()]
+        refs = [ref for epoch in self._committed for ref in epoch.values()]
         keep = {ref.number for ref in refs if ref.lineage == self.name} | {self.number}
         for number in sorted(self._on_disk - keep):
             shutil.rmtree(self.path / str(number))

@@ -46,6 +46,7 @@ S = TypeVar("S")
 
 _COPY_ROWS: Final = 4_096  # rows copied in one write: about 1 MiB at 288 bytes a row
 _MAX_LOG_BYTES: Final = 1 << 20  # RocksDB's own text log; two files are kept
+_SLACK: Final = 1.25  # times the capacity: evictions are rare, and their scan is paid for
 _BLOOM_BITS: Final = 10  # per key, 1% false positives: most misses are users never seen
 
 
@@ -153,8 +154,6 @@ class StateStore(Generic[S]):
         self._hot: dict[str, S] = {}  # by stored key, least recently written first
         self._n_deleted = 0  # keys deleted since they were last written back
         self._hot_capacity = hot_capacity
-        # A quarter of slack, so that evictions are rare and their scan is paid for.
-        self._hot_limit = hot_capacity + hot_capacity // 4
 
     def open_shard(self, shard: str, resume: SnapshotRef | None) -> "Shard[S]":
         """Take over `shard` as `resume` names it, or empty.
@@ -264,7 +263,7 @@ class StateStore(Generic[S]):
     def _touch(self) -> None:
         self._open()
         self._is_epoch_open = True
-        if len(self._hot) + self._n_deleted > self._hot_limit:
+        if len(self._hot) + self._n_deleted > _SLACK * self._hot_capacity:
             # Only here, where no logic holds a state it is still changing. `live` may run ahead
             # of the epoch, for a resume never reads it.
             self._write_back()

@@ -1,0 +1,294 @@
+"""Flows as child processes on a broker, for tests that kill them, feed them rubbish, add to them.
+
+Owns    a stage: topics of its own on a broker, children with their settings, a reader of what
+        they write, and the decisions that an undisturbed run in this process makes.
+
+The embedded broker keeps about 5 MB a partition, so what flows write is read while they write it.
+The input is simulated shoppers with frozen tables, dated as `pushflow replay` dates it, and ends
+with one event in each partition two hours later: what was due in between is decided whatever the
+last batches were.
+"""
+
+import itertools
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from flows import decide
+from flows.children import FlowProcess, free_port
+from flows.settings import Settings
+from flows.simulate import Population
+from flows.topics import specs
+from flows.training import card_of
+from operators.codec import encode
+from operators.hops import RawMessage
+from operators.kafka_admin import create_topics
+from operators.kafka_sink import Writer, partition_of
+from operators.kafka_tables import Reader
+from operators.messages import Decision, Event
+from tests.flows import world as w
+
+N_PARTITIONS = 4
+EVENTS, USERS, FEEDBACK = "push.events.v1", "push.users.v1", "push.feedback.v1"
+DECISIONS, DEAD, POLICY = "push.decisions.v1", "push.dlq.v1", "push.policy.v1"
+PACE = 1_500  # messages a second, where a test sends steadily
+_HOUR_MS = 3_600_000
+
+
+class Case(NamedTuple):
+    """An input, and the decisions that follow from it: decision_id -> bytes."""
+
+    world: w.World
+    population: Population
+    profiles: list[RawMessage]
+    events: list[RawMessage]
+    expected: dict[str, bytes]
+
+
+def make_case(directory: Path, n_users: int = 300, days: float = 1.5) -> Case:
+    """Simulate shoppers, and decide in this process, undisturbed."""
+    world = w.make_world(directory)
+    population = Population(n_users, n_items=80, seed=3, start_ms=w.START_MS)
+    end_ms = w.START_MS + int(days * w.DAY_MS)
+    events = population.advance(end_ms)
+    events += _last_events([profile.user_id for profile in population.profiles()], end_ms)
+    numbers: Counter[int] = Counter()
+    profiles = [as_message(USERS, row, w.START_MS, numbers) for row in population.profiles()]
+    numbers.clear()
+    messages = [as_message(EVENTS, event, event.time_ms, numbers) for event in events]
+    expected = decided(world, profiles, messages, directory / "expected")
+    return Case(world, population, profiles, messages, expected)
+
+
+def _last_events(user_ids: list[str], end_ms: int) -> list[Event]:
+    """Return an event of one user of each partition, after everybody's session has ended."""
+    last = {partition_of(user_id, N_PARTITIONS): user_id for user_id in user_ids}
+    time_ms = end_ms + 2 * _HOUR_MS
+    return [
+        Event(event_id=f"last-{p}", user_id=user_id, type="app_open", time_ms=time_ms)
+        for p, user_id in sorted(last.items())
+    ]
+
+
+def as_message(topic: str, row: Any, time_ms: int, numbers: Counter[int]) -> RawMessage:
+    """Return a row as it will stand in its topic; `numbers` counts each partition's messages."""
+    partition = partition_of(row.user_id, N_PARTITIONS)
+    numbers[partition] += 1
+    key = row.user_id.encode()
+    return RawMessage(topic, partition, numbers[partition] - 1, key, encode(row), time_ms)
+
+
+def decided(
+    world: w.World, profiles: list[RawMessage], events: list[RawMessage], directory: Path
+) -> dict[str, bytes]:
+    """Return the decisions of an undisturbed run in this process."""
+    of = w.settings(directory)
+    steps = []
+    for partition in range(N_PARTITIONS):
+        decoder = decide.decoder(of)(partition, None)
+        for rows in (profiles, events):
+            own = [row for row in rows if row.partition == partition]
+            steps += [decoder.decode(own[at : at + 200]) for at in range(0, len(own), 200)]
+    written = w.run_decide(of, world.tables(of), steps)
+    assert len(written) == len(dict(written))
+    return dict(written)
+
+
+class Collector:
+    """Reads topics in a thread, from their first messages on.
+
+    Parameters
+    ----------
+    keep
+        What to keep of a message.
+    """
+
+    def __init__(
+        self, client: dict[str, Any], topics: list[str], keep: Callable[[RawMessage], Any]
+    ) -> None:
+        self._reader = Reader(client, topics)
+        self._keep = keep
+        self.rows: list[Any] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._take(0.02)
+
+    def _take(self, timeout_s: float) -> None:
+        self.rows += map(self._keep, self._reader.read(2_000, timeout_s))
+
+    def close(self) -> list[Any]:
+        """Read to the end, stop, and return all rows; a second call does nothing more."""
+        if not self._stop.is_set():
+            self._stop.set()
+            self._thread.join()
+            while not self._reader.at_end():
+                self._take(0.1)
+            self._reader.close()
+        return self.rows
+
+
+def by_id(message: RawMessage) -> tuple[str, bytes]:
+    """Return (decision_id, bytes) of a decision."""
+    value = message.value or b""
+    return msgspec.json.decode(value, type=Decision).decision_id, value
+
+
+class Verdict(NamedTuple):
+    """Decisions as they were read beside those expected; all zeros but `n` is right."""
+
+    n: int
+    lost: int
+    twice: int
+    unknown: int
+    other_bytes: int
+
+
+def judge(found: list[tuple[str, bytes]], expected: dict[str, bytes]) -> Verdict:
+    """Compare what was read with what an undisturbed run decides."""
+    counts = Counter(decision_id for decision_id, _ in found)
+    values = dict(found)
+    return Verdict(
+        n=len(found),
+        lost=len(expected.keys() - values.keys()),
+        twice=sum(n - 1 for n in counts.values()),
+        unknown=len(values.keys() - expected.keys()),
+        other_bytes=sum(expected.get(key, value) != value for key, value in values.items()),
+    )
+
+
+class Stage:
+    """Topics of its own on a broker, and flows as children; `close` ends all.
+
+    Parameters
+    ----------
+    bootstrap
+        The broker's address.
+    prefix
+        Of the topics' names.
+    work
+        For state and logs.
+    """
+
+    def __init__(self, bootstrap: str, prefix: str, work: Path) -> None:
+        kafka = {
+            "bootstrap_servers": bootstrap,
+            "topic_prefix": prefix,
+            "partitions": N_PARTITIONS,
+            "retention_ms": -1,
+        }
+        self.settings = Settings(kafka=kafka)  # type: ignore[arg-type] # pydantic converts it
+        self.client = self.settings.kafka.client()
+        self.topic = self.settings.kafka.topic
+        self._work = work
+        self._values = {
+            "PUSHFLOW_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
+            "PUSHFLOW_KAFKA__TOPIC_PREFIX": prefix,
+            "PUSHFLOW_STATE__DIRECTORY": str(work / "state"),
+            "PUSHFLOW_STATE__EPOCH_SECONDS": "0.3",
+            "PUSHFLOW_REDIS__URL": "",
+            "PUSHFLOW_RANKING__FROZEN": "true",
+            "PUSHFLOW_CAMPAIGNS_FILE": str(w.CAMPAIGNS),
+            "OMP_NUM_THREADS": "1",
+        }
+        self._starts = itertools.count()
+        self._children: list[FlowProcess] = []
+        self._collectors: list[Collector] = []
+        create_topics(self.client, specs(self.settings))
+        self.writer = Writer(self.client)
+
+    def fill_tables(self, case: Case) -> None:
+        """Send what `decide` must know before the first event."""
+        rows: list[tuple[str, str, Any]] = [("push.items.v1", i.item_id, i) for i in case.world.items]
+        rows += [("push.item-stats.v1", row.item_id, row) for row in case.world.stats]
+        rows += [(POLICY, row.shard, row) for row in case.world.policy]
+        card = card_of(case.world.model, "test")
+        rows.append(("push.models.v1", card.name, card))
+        for topic, key, row in rows:
+            self.writer.send(self.topic(topic), key, encode(row))
+        self.send(case.profiles)
+
+    def send(self, messages: Sequence[RawMessage], pace: float = 0) -> None:
+        """Send messages in order, `pace` a second, or as fast as it goes; wait for the broker."""
+        began = time.monotonic()
+        for number, message in enumerate(messages):
+            if pace and number % 10 == 0:
+                time.sleep(max(0.0, began + number / pace - time.monotonic()))
+            key = (message.key or b"").decode()
+            self.writer.send(
+                self.topic(message.topic), key, message.value, timestamp_ms=message.timestamp_ms
+            )
+        self.writer.flush()
+
+    def start(self, name: str, *, size: int = 1, **values: str) -> list[FlowProcess]:
+        """Start a flow as a cluster of `size` processes on the state that is there."""
+        number = next(self._starts)
+        more: list[list[str]] = [[]]
+        if size > 1:
+            places = ",".join(f"127.0.0.1:{free_port()}" for _ in range(size))
+            more = [["--process-id", str(i), "--addresses", places] for i in range(size)]
+            values = {"PUSHFLOW_RUN_ID": f"start-{number}", **values}
+        started = []
+        for process, arguments in enumerate(more):
+            folder = self._work / f"start-{number}-{process}"
+            folder.mkdir()
+            started.append(FlowProcess(name, self._values | values, folder, arguments))
+            self._children.append(started[-1])
+        for child in started:
+            child.wait_ready(90)
+        return started
+
+    def collect(self, topic: str, keep: Callable[[RawMessage], Any]) -> Collector:
+        """Begin to read a topic."""
+        self._collectors.append(Collector(self.client, [self.topic(topic)], keep))
+        return self._collectors[-1]
+
+    def close(self) -> None:
+        """Kill what still runs, and stop reading."""
+        for child in self._children:
+            child.kill()
+        for collector in self._collectors:
+            collector.close()
+
+
+def wait(
+    what: str,
+    is_so: Callable[[], bool],
+    children: Sequence[FlowProcess] = (),
+    timeout_s: float = 60.0,
+) -> bool:
+    """Wait until `is_so`, or the time is up; a child that ends raises what it said last."""
+    deadline = time.monotonic() + timeout_s
+    while not is_so():
+        for child in children:
+            child.check()
+        if time.monotonic() > deadline:
+            print(f"not within {timeout_s:.0f} s: {what}")
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def total(child: FlowProcess, name: str, label: str = "") -> float:
+    """Return a counter of a child, summed over the labels that end with `label`."""
+    return sum(
+        value
+        for (found, labels), value in child.samples().items()
+        if found == name and (not label or any(text.endswith(label) for _, text in labels))
+    )
+
+
+def moments(seed: int, n_messages: int, n_kills: int) -> list[int]:
+    """Return when to kill, in messages sent: at random in each of equal stretches but the last."""
+    rng = np.random.default_rng(seed)
+    stretch = n_messages / (n_kills + 1)
+    return [int(stretch * (i + rng.uniform(0.3, 0.9))) for i in range(n_kills)]
