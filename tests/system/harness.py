@@ -13,7 +13,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ from operators.hops import RawMessage
 from operators.kafka_admin import create_topics
 from operators.kafka_sink import Writer, partition_of
 from operators.kafka_tables import Reader
-from operators.messages import Decision, Event
+from operators.messages import Decision, Event, UserProfile
 from tests.flows import world as w
 
 N_PARTITIONS = 4
@@ -42,7 +42,7 @@ _HOUR_MS = 3_600_000
 
 
 class Case(NamedTuple):
-    """An input, and the decisions that follow from it: decision_id -> bytes."""
+    """An input of `decide`, and the decisions that follow from it: decision_id -> bytes."""
 
     world: w.World
     population: Population
@@ -51,37 +51,45 @@ class Case(NamedTuple):
     expected: dict[str, bytes]
 
 
-def make_case(directory: Path, n_users: int = 300, days: float = 1.5) -> Case:
+def make_case(directory: Path, n_users: int = 400, days: int = 2) -> Case:
     """Simulate shoppers, and decide in this process, undisturbed."""
     world = w.make_world(directory)
     population = Population(n_users, n_items=80, seed=3, start_ms=w.START_MS)
-    end_ms = w.START_MS + int(days * w.DAY_MS)
+    end_ms = w.START_MS + days * w.DAY_MS
     events = population.advance(end_ms)
-    events += _last_events([profile.user_id for profile in population.profiles()], end_ms)
-    numbers: Counter[int] = Counter()
-    profiles = [as_message(USERS, row, w.START_MS, numbers) for row in population.profiles()]
-    numbers.clear()
-    messages = [as_message(EVENTS, event, event.time_ms, numbers) for event in events]
-    expected = decided(world, profiles, messages, directory / "expected")
-    return Case(world, population, profiles, messages, expected)
-
-
-def _last_events(user_ids: list[str], end_ms: int) -> list[Event]:
-    """Return an event of one user of each partition, after everybody's session has ended."""
-    last = {partition_of(user_id, N_PARTITIONS): user_id for user_id in user_ids}
-    time_ms = end_ms + 2 * _HOUR_MS
-    return [
-        Event(event_id=f"last-{p}", user_id=user_id, type="app_open", time_ms=time_ms)
-        for p, user_id in sorted(last.items())
+    profiles = population.profiles()
+    events += [
+        Event(event_id=f"last-{user_id}", user_id=user_id, type="app_open", time_ms=time_ms)
+        for time_ms in [end_ms + 2 * _HOUR_MS]
+        for user_id in one_a_partition(profiles)
     ]
+    users = as_messages(USERS, [(w.START_MS, row) for row in profiles])
+    messages = as_messages(EVENTS, [(event.time_ms, event) for event in events])
+    expected = decided(world, users, messages, directory / "expected")
+    return Case(world, population, users, messages, expected)
 
 
-def as_message(topic: str, row: Any, time_ms: int, numbers: Counter[int]) -> RawMessage:
-    """Return a row as it will stand in its topic; `numbers` counts each partition's messages."""
-    partition = partition_of(row.user_id, N_PARTITIONS)
-    numbers[partition] += 1
-    key = row.user_id.encode()
-    return RawMessage(topic, partition, numbers[partition] - 1, key, encode(row), time_ms)
+def one_a_partition(profiles: Sequence[UserProfile]) -> list[str]:
+    """Return a user of each partition."""
+    return list({partition_of(p.user_id, N_PARTITIONS): p.user_id for p in profiles}.values())
+
+
+def as_messages(topic: str, rows: Iterable[tuple[int, Any]]) -> list[RawMessage]:
+    """Return (time in ms, row) as messages of an empty topic."""
+    numbers: Counter[int] = Counter()
+    out = []
+    for time_ms, row in rows:
+        partition = partition_of(row.user_id, N_PARTITIONS)
+        key = row.user_id.encode()
+        out.append(RawMessage(topic, partition, numbers[partition], key, encode(row), time_ms))
+        numbers[partition] += 1
+    return out
+
+
+def in_time_order(*topics: Sequence[RawMessage]) -> list[RawMessage]:
+    """Merge messages of several topics by time."""
+    merged = [message for topic in topics for message in topic]
+    return sorted(merged, key=lambda message: message.timestamp_ms)
 
 
 def decided(
@@ -208,7 +216,9 @@ class Stage:
 
     def fill_tables(self, case: Case) -> None:
         """Send what `decide` must know before the first event."""
-        rows: list[tuple[str, str, Any]] = [("push.items.v1", i.item_id, i) for i in case.world.items]
+        rows: list[tuple[str, str, Any]] = [
+            ("push.items.v1", i.item_id, i) for i in case.world.items
+        ]
         rows += [("push.item-stats.v1", row.item_id, row) for row in case.world.stats]
         rows += [(POLICY, row.shard, row) for row in case.world.policy]
         card = card_of(case.world.model, "test")
