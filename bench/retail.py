@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import track
 
 from flows import decide, recorded, replay, teach, training
-from flows.children import Counting, FlowProcess
+from flows.children import Counting, FlowProcess, kafka_variables
 from flows.settings import Settings
 from operators import item_stats
 from operators.attribution import Attribution
@@ -137,7 +137,7 @@ def stage(work: Path, model: Path, recording: recorded.Recording) -> Iterator[tu
         writer.send("push.models.v1", card.name, encode(card))
         writer.flush()
         values = {
-            "PUSHFLOW_KAFKA__BOOTSTRAP_SERVERS": client["bootstrap.servers"],
+            **kafka_variables(client),
             "PUSHFLOW_STATE__DIRECTORY": str(work / "state"),
             "PUSHFLOW_REDIS__URL": "",
             "OMP_NUM_THREADS": "1",

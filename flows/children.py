@@ -12,10 +12,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from flows.settings import child_environment
@@ -87,7 +88,7 @@ class FlowProcess:
 
     def check(self) -> None:
         """Raise if the child has ended."""
-        if (code := self._process.poll()) is not None:
+        if (code := self.code) is not None:
             raise ChildError(f"{self.name} has ended with code {code}{self._tail()}")
 
     def samples(self) -> Samples:
@@ -106,10 +107,19 @@ class FlowProcess:
             for sample in family.samples
         }
 
+    @property
+    def code(self) -> int | None:
+        """The exit code; None while the child runs."""
+        return self._process.poll()
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM, and do not wait."""
+        if self.code is None:
+            self._process.send_signal(signal.SIGTERM)
+
     def stop(self, timeout_s: float = 20.0) -> int:
         """Ask the child to finish, kill it if it does not; return its exit code."""
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+        self.ask_to_stop()
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -124,6 +134,19 @@ class FlowProcess:
     def _tail(self) -> str:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return f"; the end of {self.log}:\n" + "\n".join(lines[-_TAIL_LINES:])
+
+
+def kafka_variables(client: Mapping[str, str]) -> dict[str, str]:
+    """Return a client's settings as variables for a child.
+
+    >>> kafka_variables({"bootstrap.servers": "h:1", "linger.ms": "2"})["PUSHFLOW_KAFKA__EXTRA"]
+    '{"linger.ms":"2"}'
+    """
+    extra = {name: value for name, value in client.items() if name != "bootstrap.servers"}
+    return {
+        "PUSHFLOW_KAFKA__BOOTSTRAP_SERVERS": client["bootstrap.servers"],
+        "PUSHFLOW_KAFKA__EXTRA": orjson.dumps(extra).decode(),
+    }
 
 
 class Counting:

@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -109,6 +110,8 @@ def _run_decide(
 def _main(flow: Dataflow, settings: Settings, name: FlowName, cluster: Cluster) -> None:
     directory = recovery_directory(settings, name)
     settle_garbage_collector()
+    # The thread that writes to Redis may keep the flow waiting for this long, not for 5 ms.
+    sys.setswitchinterval(0.0005)
     cli_main(
         flow,
         process_id=cluster.process_id if cluster.addresses else None,

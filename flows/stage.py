@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flows import training
-from flows.children import ChildError, Counting, FlowProcess
+from flows.children import ChildError, Counting, FlowProcess, kafka_variables
 from flows.decide import rules
 from flows.loop import DECISIONS, Outlet, Plan
 from flows.settings import Settings
@@ -109,7 +109,7 @@ def redis_server(work: Path) -> Iterator[str]:
 def flow_settings(client: Mapping[str, str], redis_url: str, work: Path) -> dict[str, str]:
     """Return the settings of both flows as variables; all else has its default."""
     return {
-        "PUSHFLOW_KAFKA__BOOTSTRAP_SERVERS": client["bootstrap.servers"],
+        **kafka_variables(client),
         "PUSHFLOW_REDIS__URL": redis_url,
         "PUSHFLOW_STATE__DIRECTORY": str(work / "state"),
         "OMP_NUM_THREADS": "1",

@@ -69,7 +69,13 @@ class EmbeddedBroker:
                     f"port {self._port} cannot be had ({error.strerror}): choose another",
                 ) from error
         self.bootstrap = f"{node.host}:{self._port or node.port}"
-        self.client = {"bootstrap.servers": self.bootstrap}
+        self.client = {
+            "bootstrap.servers": self.bootstrap,
+            # The mock broker answers an empty fetch when its wait is over, not when a message
+            # comes as Kafka does: the wait is then the latency. 10 ms gave a p50 of 17 ms from
+            # event to decision, 2 ms one of 8 ms.
+            "fetch.wait.max.ms": "2",
+        }
         return self
 
     def __exit__(

@@ -77,13 +77,10 @@ class TableFollower:
         self._consumer = Consumer(
             consumer_settings(
                 client,
-                {
-                    "error_cb": self._errors.on_error,
-                    "auto.offset.reset": "earliest",
-                    # Rows change slowly, and a table's lag is no event's latency: fetch seldom.
-                    "fetch.wait.max.ms": 100,
-                },
+                {"error_cb": self._errors.on_error, "auto.offset.reset": "earliest"},
             )
+            # Rows change slowly, and a table's lag is no event's latency: fetch seldom.
+            | {"fetch.wait.max.ms": 100}
         )
         self._next: dict[tuple[str, int], int] = {}
 
