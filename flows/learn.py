@@ -45,6 +45,10 @@ TOPICS: dict[str, type] = {
 }
 ITEM_SHARDS = 16
 _SECOND_MS = 1_000
+KEEP_ITEMS_MS = 180 * 86_400_000  # 13 half-lives of what is counted: nothing is left by then
+
+
+Keyed = tuple[str, OutRecord]
 
 
 class Ends(NamedTuple):
@@ -119,7 +123,7 @@ def _users(settings: Settings) -> Callable[[str, Shard[Any]], LearningUsers]:
 
 
 def _items(_shard: str, states: Shard[Any]) -> LearningItems:
-    return LearningItems(ItemStatsShard(states))
+    return LearningItems(ItemStatsShard(states), keep_ms=KEEP_ITEMS_MS)
 
 
 def _shard_of_batch(batch: ShardBatch) -> str:
@@ -144,7 +148,7 @@ def signals_by_shard(learned: list[tuple[str, Any]]) -> list[tuple[str, ItemSign
     ]
 
 
-def policy_records(rows: list[tuple[str, PolicyShard]]) -> list[tuple[str, OutRecord]]:
+def policy_records(rows: list[tuple[str, PolicyShard]]) -> list[Keyed]:
     """Encode learners' rows, keyed by shard."""
     return [
         _record(row.shard, f"{row.shard}:{row.version}", encode(row), "push.policy.v1", row.time_ms)
@@ -152,23 +156,18 @@ def policy_records(rows: list[tuple[str, PolicyShard]]) -> list[tuple[str, OutRe
     ]
 
 
-def item_records(rows: list[tuple[str, ItemStats]]) -> list[tuple[str, OutRecord]]:
-    """Encode items' statistics, keyed by item."""
-    return [
-        _record(
-            row.item_id,
-            f"{row.item_id}:{row.as_of_ms}",
-            encode(row),
-            "push.item-stats.v1",
-            row.as_of_ms,
-        )
-        for _key, row in rows
-    ]
+def item_records(rows: list[tuple[str, tuple[str, ItemStats | None]]]) -> list[Keyed]:
+    """Encode items' statistics, keyed by item; a dropped item becomes a tombstone."""
+    records = []
+    for _shard, (item_id, row) in rows:
+        as_of_ms = row.as_of_ms if row is not None else 0
+        value = encode(row) if row is not None else None
+        record_id = f"{item_id}:{as_of_ms}"
+        records.append(_record(item_id, record_id, value, "push.item-stats.v1", as_of_ms))
+    return records
 
 
-def _record(
-    key: str, record_id: str, value: bytes, kind: str, time_ms: int
-) -> tuple[str, OutRecord]:
+def _record(key: str, record_id: str, value: bytes | None, kind: str, time_ms: int) -> Keyed:
     return key, OutRecord(key, record_id, value, headers(record_id, kind, SOURCE_NAME), time_ms)
 
 

@@ -25,6 +25,7 @@ from operators.kafka_client import (
     consumer_settings,
     count_partitions,
     open_consumer,
+    without_fetching,
 )
 from operators.kafka_sink import (
     OutRecord,

@@ -6,6 +6,8 @@ Owns    the order between attribution and the tracking of items within a user's 
         a learner's row is due.
 """
 
+from typing import Final
+
 from models.arms import policy_spec_hash
 from models.learner import RewardLearner, SnapshotError, pack_lower, pack_vector
 from operators import metrics
@@ -13,6 +15,8 @@ from operators.attribution import Attribution
 from operators.hops import Forget, ItemSignal, Reward, ShardBatch
 from operators.item_stats import InteractionTracker, ItemStatsShard, fan_out
 from operators.messages import Decision, Event, Feedback, ItemStats, PolicyShard
+
+_DAY_MS: Final = 86_400_000
 
 
 class LearningUsers:
@@ -47,6 +51,9 @@ class LearningUsers:
                 elif isinstance(entry, Forget):
                     attribution.forget(entry.user_id)
             out += attribution.advance(partition, batch.watermark_ms)
+        for reason, count in attribution.counts.items():
+            metrics.FEEDBACK_IGNORED.labels(reason).inc(count)
+        attribution.counts.clear()
         return out
 
     def _on_event(self, event: Event, partition: int) -> list[ItemSignal]:
@@ -64,24 +71,50 @@ class LearningItems:
     ----------
     stats
         Gathers signals.
+    keep_ms
+        An item without a signal for so long is dropped, event time.
+
+    Examples
+    --------
+    >>> from operators.item_stats import decode_state, encode_state, new_state
+    >>> from operators.shards import DictShard
+    >>> states = DictShard("00", encode=encode_state, decode=decode_state, new=new_state)
+    >>> items = LearningItems(ItemStatsShard(states), keep_ms=10 * _DAY_MS)
+    >>> items.on_batch([ItemSignal("a", "view", 1_700_000_000_000, "", 0.0, ())])
+    ()
+    >>> [(item_id, row is None) for item_id, row in items.publish()]
+    [('a', False)]
+    >>> items.on_batch([ItemSignal("b", "view", 1_701_000_000_000, "", 0.0, ())])
+    ()
+    >>> [(item_id, row is None) for item_id, row in items.publish()]  # "a" is 11 days old
+    [('b', False), ('a', True)]
     """
 
-    def __init__(self, stats: ItemStatsShard) -> None:
+    def __init__(self, stats: ItemStatsShard, *, keep_ms: int) -> None:
         self._stats = stats
+        self._keep_ms = keep_ms
+        self._newest_ms = self._swept_ms = 0
 
     def on_batch(self, signals: list[ItemSignal]) -> tuple[()]:
         """Gather; nothing follows at once."""
         for signal in signals:
             self._stats.on_signal(signal)
+            self._newest_ms = max(self._newest_ms, signal.time_ms)
         return ()
 
     def mark_all(self) -> None:
         """Make the next `publish` give out every item."""
         self._stats.mark_all()
 
-    def publish(self) -> list[ItemStats]:
-        """Return the statistics of what has changed since the last call."""
-        return self._stats.dirty()
+    def publish(self) -> list[tuple[str, ItemStats | None]]:
+        """Return what has changed since the last call, by item_id; None for a dropped item."""
+        rows: list[tuple[str, ItemStats | None]] = [
+            (row.item_id, row) for row in self._stats.dirty()
+        ]
+        if self._newest_ms - self._swept_ms >= _DAY_MS:
+            self._swept_ms = self._newest_ms
+            rows += [(item, None) for item in self._stats.sweep(self._newest_ms - self._keep_ms)]
+        return rows
 
 
 class LearnerShard:

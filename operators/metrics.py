@@ -27,6 +27,9 @@ SINK_SKIPPED = Counter(
     "pushflow_sink_skipped", "Replayed records that stood in the topic already.", ["topic"]
 )
 REWARDS = Counter("pushflow_rewards", "Rewards learned.", ["kind"])
+FEEDBACK_IGNORED = Counter(
+    "pushflow_feedback_ignored", "Decisions and feedback that taught nothing.", ["reason"]
+)
 POLICY_AGE_SECONDS = Gauge("pushflow_policy_age_seconds", "Age of the policy in use, event time.")
 TABLE_ROWS = Gauge("pushflow_table_rows", "Rows held of a global table.", ["topic"])
 LAG = Gauge("pushflow_source_lag", "Messages behind the end.", ["topic", "partition"])
