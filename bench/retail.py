@@ -8,6 +8,10 @@ Leaves out latency (see `bench.path`): the shop's ten months pass in a few minut
 
     python -m bench.retail [--path CSV] [--cut 2011-06-01] [--epochs 3] [--limit N]
 
+The loop is closed with what the customers really did: where the item of a push is in the
+customer's next invoice, `converted` is sent when that invoice comes, and silence is worth 0. It
+says nothing of what a push would have caused; it lets the policy learn what is bought next.
+
 A student is trained on what is before the cut. All lists leave out what the customer bought
 lately (`bought`, 50 items), as the job does: it recommends new items. Ties go by item_id. The
 decisions are of a session's end, so the next invoice is a later one of the same customer.
@@ -24,6 +28,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -57,6 +62,7 @@ from operators.messages import (
     Decision,
     Event,
     Experiment,
+    Feedback,
     Template,
 )
 from operators.shards import DictShard
@@ -66,6 +72,7 @@ CSV: Final = Path("../shared/data/online-retail/online_retail.csv.gz")
 TOP: Final = 10
 _MAX_BEHIND: Final = 10_000  # the embedded broker keeps about 5 MB a partition
 _DAY_MS: Final = 86_400_000
+_WINDOW_DAYS: Final = 60  # half of the customers who come back do so within 40
 
 Invoices = dict[str, list[tuple[int, frozenset[str]]]]  # user -> (time, items), by time
 
@@ -140,6 +147,8 @@ def stage(work: Path, model: Path, recording: recorded.Recording) -> Iterator[tu
             **kafka_variables(client),
             "PUSHFLOW_STATE__DIRECTORY": str(work / "state"),
             "PUSHFLOW_REDIS__URL": "",
+            "PUSHFLOW_REWARDS__NO_RESPONSE": "0",
+            "PUSHFLOW_REWARDS__WINDOW_SECONDS": str(_WINDOW_DAYS * 86_400),
             "OMP_NUM_THREADS": "1",
         }
         children = [FlowProcess(name, values, work) for name in ("decide", "learn")]
@@ -153,8 +162,48 @@ def stage(work: Path, model: Path, recording: recorded.Recording) -> Iterator[tu
         yield writer, children, counting, sink
 
 
+class Customers:
+    """What customers do about a push, from their own later invoices."""
+
+    def __init__(self, invoices: Invoices) -> None:
+        self._invoices = invoices
+        self._due: list[tuple[int, str, str]] = []  # (time, decision_id, user_id)
+        self._n_seen = 0
+
+    def see(self, decisions: list[Decision]) -> None:
+        """Note what will come of decisions that are new in the list."""
+        new, self._n_seen = decisions[self._n_seen :], len(decisions)
+        for decision in new:
+            following = _next_invoice(self._invoices, decision.user_id, decision.decided_at)
+            pushed = decision.content.item_id if decision.content else ""
+            if decision.outcome == "send" and following and pushed in following[1]:
+                heappush(self._due, (following[0], decision.decision_id, decision.user_id))
+
+    def answers(self, until_ms: int) -> Iterator[Feedback]:
+        """Yield the feedback that is due."""
+        while self._due and self._due[0][0] <= until_ms:
+            time_ms, decision_id, user_id = heappop(self._due)
+            yield Feedback(
+                feedback_id=f"{decision_id}-converted",
+                decision_id=decision_id,
+                user_id=user_id,
+                type="converted",
+                time_ms=time_ms,
+            )
+
+
+def _next_invoice(
+    invoices: Invoices, user_id: str, after_ms: int
+) -> tuple[int, frozenset[str]] | None:
+    return next((row for row in invoices[user_id] if row[0] > after_ms), None)
+
+
 def send(
-    recording: recorded.Recording, pace: replay.Pace, on: tuple[Any, ...], console: Console
+    recording: recorded.Recording,
+    pace: replay.Pace,
+    on: tuple[Any, ...],
+    customers: Customers,
+    console: Console,
 ) -> tuple[int, float]:
     """Replay the events as fast as both flows keep up; return how many, and seconds."""
     writer, children, counting, sink = on
@@ -164,6 +213,11 @@ def send(
     ):
         writer.send(record.topic, record.key, record.value, timestamp_ms=record.time_ms)
         n_sent += 1
+        if n_sent % 200 == 0:
+            customers.see(sink.decisions)
+            for answer in customers.answers(record.time_ms):
+                value, stamp = encode(answer), answer.time_ms
+                writer.send("push.feedback.v1", answer.user_id, value, timestamp_ms=stamp)
         if n_sent % 1_000 == 0:
             while n_sent - _slowest(children, counting) > _MAX_BEHIND:
                 time.sleep(0.02)
@@ -300,10 +354,10 @@ def judge(found: list[Lists], invoices: Invoices) -> dict[str, float]:
     """Return hits in the customers' next invoices."""
     sums: Counter[str] = Counter()
     for row in found:
-        following = [items for at, items in invoices[row.user_id] if at > row.time_ms]
-        if not following:
+        following = _next_invoice(invoices, row.user_id, row.time_ms)
+        if following is None:
             continue
-        bought = following[0]
+        bought = following[1]
         sums["cases"] += 1
         if row.pushed:
             sums["pushed"] += 1
@@ -358,6 +412,8 @@ def main() -> None:
     console = Console(stderr=True)
     recording = recorded.retail(options.path)
     cut_ms = replay.parse_time(options.cut)
+    events = list(training.recorded_events(recording))[: options.limit]
+    invoices = invoices_of(events)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _, trained = teach.teach(
@@ -370,12 +426,12 @@ def main() -> None:
             console=console,
         )
         with stage(work, work / "student.pfm", recording) as on:
-            n_sent, seconds = send(recording, replay.Pace(limit=options.limit), on, console)
+            pace = replay.Pace(limit=options.limit)
+            n_sent, seconds = send(recording, pace, on, Customers(invoices), console)
             books = account(n_sent, seconds, on)
             decisions = list(on[3].decisions)
-    events = list(training.recorded_events(recording))[: options.limit]
     found = lists(decisions, events, recording, cut_ms, console)
-    rates = judge(found, invoices_of(events))
+    rates = judge(found, invoices)
     out = Console()
     for name, value in {**books, **rates}.items():
         out.print(f"{name:28} {value}", highlight=False)

@@ -25,7 +25,6 @@ from operators.kafka_client import (
     consumer_settings,
     count_partitions,
     open_consumer,
-    without_fetching,
 )
 from operators.kafka_sink import (
     OutRecord,

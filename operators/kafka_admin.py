@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from operators.kafka_client import KafkaFailure, address, client_log
+from operators.kafka_client import KafkaFailure, address, client_log, without_fetching
 
 # (name, partitions, replication, settings such as "cleanup.policy")
 Spec = tuple[str, int, int, Mapping[str, str]]
@@ -33,7 +33,7 @@ class BrokerInfo(NamedTuple):
 
 
 def _admin(client: Mapping[str, Any]) -> AdminClient:
-    return AdminClient({"logger": client_log} | dict(client))
+    return AdminClient({"logger": client_log} | without_fetching(client))
 
 
 def broker_info(client: Mapping[str, Any], timeout_s: float = 5.0) -> BrokerInfo:

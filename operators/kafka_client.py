@@ -103,7 +103,16 @@ def producer_settings(
     client: Mapping[str, Any], more: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Return a producer's settings: our defaults, under `more`, under the caller's `client`."""
-    return {"logger": client_log, **_PRODUCER, **(more or {}), **client}
+    return {"logger": client_log, **_PRODUCER, **(more or {}), **without_fetching(client)}
+
+
+def without_fetching(client: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for a client that reads nothing: librdkafka warns of a reader's.
+
+    >>> without_fetching({"bootstrap.servers": "h:1", "fetch.wait.max.ms": "2"})
+    {'bootstrap.servers': 'h:1'}
+    """
+    return {name: value for name, value in client.items() if not name.startswith("fetch.")}
 
 
 def is_transient(error: KafkaError) -> bool:
