@@ -343,7 +343,7 @@ def lists(
             decision = decided.get((trigger.user_id, trigger.time_ms))
             if trigger.time_ms < cut_ms or decision is None:
                 continue
-            # The action set is in the order of the student's scores.
+            # The action set is in the order of the student and the sources, fused.
             job = [action.item_id for action in decision.learning.action_set[:-1]][:TOP]
             pushed = decision.content.item_id if decision.content else ""
             out.append(Lists(trigger.user_id, trigger.time_ms, pushed, job, **shown))

@@ -111,7 +111,7 @@ class Ranked(NamedTuple):
 
     trigger: Trigger
     campaign_id: str  # "": no campaign takes this trigger
-    candidates: list[Candidate]  # at most K, best student score first
+    candidates: list[Candidate]  # at most K, best first
     scores: NDArray[np.float32]  # the student's, shape (K,)
     arm_features: NDArray[np.float32]  # shape (K, len(models.arms.ARM)), less push fatigue
     model_version: str

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.codec import MAX_BYTES, REASONS, PartitionDecoder, encode, shard_of, table_handler
+from operators.codec import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    REASONS,
+    PartitionDecoder,
+    encode,
+    shard_of,
+    table_handler,
+)
 from operators.hops import Forget, RawMessage
 from operators.messages import Erasure, Event, Feedback, Item, UserProfile
 from tests.conftest import T0_MS, decision, event
@@ -43,6 +51,8 @@ def reasons(*messages: RawMessage) -> list[str]:
         (b"NaN", "bad_json"),
         (b'{"a":' * 50_000, "too_large"),
         (b'{"x":' * 9_000, "bad_json"),
+        (good()[:-1] + b',"unknown":"\xff"}', "bad_json"),
+        (good()[:-1] + b',"props":{"x":' + b"[" * 16 + b"]" * 16 + b"}}", "bad_json"),
         (b"null", "bad_field"),
         (b"[]", "bad_field"),
         (b"17", "bad_field"),
@@ -70,6 +80,12 @@ def test_a_message_that_cannot_be_used_is_a_dead_letter_with_its_reason(
 ) -> None:
     assert reasons(raw(value)) == [reason]
     assert reason in REASONS
+
+
+def test_props_may_be_nested_to_the_depth_that_is_told() -> None:
+    deepest = b',"props":{"x":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}}"
+
+    assert reasons(raw(good()[:-1] + deepest)) == []
 
 
 def test_a_dead_letter_says_where_it_stood_and_keeps_its_bytes() -> None:

@@ -91,6 +91,21 @@ def test_a_cart_left_quiet_fires_at_its_due_time_and_not_before() -> None:
     )
 
 
+def test_a_late_event_does_not_fire_a_cart_again_that_has_fired() -> None:
+    subject = shard()
+    fired = run(subject, at(0, "c1", type="cart", item_id="a1"), until_ms=T0_MS + 25 * MINUTE_MS)
+    late = at(-1, "c2", type="cart", item_id="a2")
+    after = run(subject, late, until_ms=T0_MS + 60 * MINUTE_MS)
+    newer = at(70, "c3", type="cart", item_id="a3")
+    again = run(subject, newer, until_ms=T0_MS + 95 * MINUTE_MS)
+
+    assert (kinds(fired), kinds(after), kinds(again)) == (
+        ["cart_left"],
+        ["session_ended"],
+        ["cart_left"],
+    )
+
+
 @pytest.mark.parametrize("type_", ["cart_remove", "purchase"])
 def test_a_cart_that_was_emptied_does_not_fire(type_: str) -> None:
     subject = shard(rules=RULES._replace(session_ended_min_events=0, idle_ms=0))
@@ -128,6 +143,15 @@ def test_a_session_that_an_event_ends_fires_as_if_time_had() -> None:
         T0_MS + 31 * MINUTE_MS + 1,
     )
     assert output.rows[-1].context[COLUMN["session_events"]] == 1
+
+
+def test_a_session_of_late_events_ends_with_its_own_event() -> None:
+    subject = shard()
+    first = run(subject, at(200, "e1"), at(201, "e2"), until_ms=T0_MS + 240 * MINUTE_MS)
+    second = run(subject, at(0, "l1"), at(1, "l2"), until_ms=T0_MS + 242 * MINUTE_MS)
+
+    fired = [(t.type, t.event_id) for t in first + second if isinstance(t, Trigger)]
+    assert fired == [("session_ended", "e2"), ("session_ended", "l2")]
 
 
 def test_an_idle_user_fires_once_and_is_forgotten_in_the_end() -> None:

@@ -37,7 +37,7 @@ from tests.flows import world as w
 N_PARTITIONS = 4
 EVENTS, USERS, FEEDBACK = "push.events.v1", "push.users.v1", "push.feedback.v1"
 DECISIONS, DEAD, POLICY = "push.decisions.v1", "push.dlq.v1", "push.policy.v1"
-PACE = 1_500  # messages a second, where a test sends steadily
+PACE = 2_000  # messages a second, where a test sends steadily
 _HOUR_MS = 3_600_000
 
 
@@ -295,6 +295,13 @@ def total(child: FlowProcess, name: str, label: str = "") -> float:
         for (found, labels), value in child.samples().items()
         if found == name and (not label or any(text.endswith(label) for _, text in labels))
     )
+
+
+def stop(children: list[FlowProcess]) -> list[int]:
+    """Ask all processes of a cluster to finish, as a supervisor does; return their exit codes."""
+    for child in children:
+        child.ask_to_stop()
+    return [child.stop() for child in children]
 
 
 def moments(seed: int, n_messages: int, n_kills: int) -> list[int]:

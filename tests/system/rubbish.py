@@ -9,9 +9,12 @@ its own judge.
 import json
 import random
 from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any, Final, NamedTuple
 
 import orjson
+
+from operators.hops import RawMessage
 
 EVENTS, USERS = "push.events.v1", "push.users.v1"
 FEEDBACK, ERASURES = "push.feedback.v1", "push.erasures.v1"
@@ -217,9 +220,67 @@ CORPUS: Final[list[Malformed]] = [
         frozenset(("missing_item",)),
     ),
     *(Malformed(topic, b"user-1", None, _NULL) for topic in (EVENTS, FEEDBACK, ERASURES)),
-    *(Malformed(USERS, key, None, _NULL) for key in (None, b"")),
+    *(Malformed(USERS, key, None, _NULL) for key in (b"",)),
     *(Malformed(USERS, key, None, _JSON) for key in (b"\xff", b"\xed\xa0\x80")),
 ]
+
+
+_ODD_IDS: Final = [
+    *("\x00", "a\x00b", " ", "\n", "../../etc/passwd", "{item_title}", "%s", "none", "null", "-1"),
+    *(
+        "x" * 128,
+        "\U0001f600" * 128,
+        "e\u0301",
+        "\u202eabc",
+        "'; DROP TABLE users; --",
+        "<b>",
+        "00",
+    ),
+]
+_ODD_ZONES: Final = ["", "utc", "Foo/Bar", "../../etc/passwd", "/etc/passwd", "\x00", "Europe", "é"]
+_ODD_LOCALES: Final = ["xx", "--", "\x00\x00", "zh_Hans_CN", "{}", "x" * 35]
+_ODD_FIELDS: Final[list[dict[str, Any]]] = [
+    *({"value": value} for value in (1e9, -1e9, 5e-324, -0.0, 0)),
+    *({"text": text} for text in ("", "\x00", "\U0001f600" * 4_096, "{price}")),
+    *({"time_ms": time_ms} for time_ms in (946_684_800_000, TIME_MS - 90 * 86_400_000)),
+    *({"context": {field: "\x00"}} for field in ("device", "platform", "locale", "country")),
+    *({"context": {"timezone": zone}} for zone in _ODD_ZONES),
+    {"props": {"a": 1e308, "": None, "\x00": 2**63, "b": [[], {}, [{"c": [True]}]]}},
+    {"props": {"a" * 1_000: "b" * 50_000}},
+    {"unknown": {"field": [1, 2, {"of": "a newer producer"}]}},
+]
+
+
+def odd(now_ms: int) -> list[RawMessage]:
+    """Return messages that keep every rule, though nobody would think of them."""
+    shopper = {"user_id": "odd", "time_ms": now_ms}
+    events = [
+        *({"event_id": f"odd-{i}"} | shopper | fields for i, fields in enumerate(_ODD_FIELDS)),
+        *({"event_id": odd_id} | shopper for odd_id in _ODD_IDS),
+        *(
+            {"event_id": f"odd-{n}", "user_id": user_id, "time_ms": now_ms, "item_id": user_id}
+            for user_id in _ODD_IDS
+            for n in range(3)  # three views show intent
+        ),
+    ]
+    users = [
+        {"user_id": user_id, "timezone": zone, "locale": locale, "consent": {"push": True}}
+        for user_id, zone, locale in zip(_ODD_IDS, cycle(_ODD_ZONES), cycle(_ODD_LOCALES))
+    ]
+    feedback = [
+        {"feedback_id": user_id, "decision_id": user_id, "user_id": user_id, "time_ms": now_ms}
+        for user_id in _ODD_IDS
+    ]
+    rows = [
+        *((USERS, VALID[USERS] | row) for row in users),
+        *((EVENTS, VALID[EVENTS] | row) for row in events),
+        *((FEEDBACK, VALID[FEEDBACK] | row) for row in feedback),
+        *((ERASURES, VALID[ERASURES] | {"user_id": user_id}) for user_id in _ODD_IDS[::2]),
+    ]
+    return [
+        RawMessage(topic, -1, -1, row["user_id"].encode(), orjson.dumps(row), now_ms)
+        for topic, row in rows
+    ]
 
 
 class Rubbish:
@@ -310,7 +371,7 @@ class Rubbish:
 
     def _null(self, topic: str, _now_ms: int) -> Malformed:
         if topic == USERS:  # with a key it is a user to forget
-            return Malformed(topic, None, None, _NULL)
+            return Malformed(topic, b"", None, _NULL)
         return self._malformed(topic, None, _NULL)
 
     def _deep(self, topic: str, _now_ms: int) -> Malformed:

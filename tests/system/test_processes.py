@@ -12,6 +12,7 @@ from tests.system.harness import (
     Verdict,
     by_id,
     judge,
+    stop,
     wait,
 )
 
@@ -21,13 +22,6 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 def all_there(decisions: Collector, case: Case, children: list[FlowProcess]) -> None:
     """Wait for the decisions expected, and a moment for any beyond."""
     wait("all decisions", lambda: len(decisions.rows) >= len(case.expected), children)
-
-
-def stop(children: list[FlowProcess]) -> list[int]:
-    """Ask all processes of a cluster to finish, as a supervisor does; return their exit codes."""
-    for child in children:
-        child.ask_to_stop()
-    return [child.stop() for child in children]
 
 
 def test_two_processes_decide_what_one_does(case: Case, stage: Stage) -> None:

@@ -1,7 +1,6 @@
 """100,000 malformed messages among 5,000 good ones: each tells where it stood and why."""
 
 import base64
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tests.system.harness import (
     by_id,
     decided,
     judge,
+    stop,
     total,
     wait,
 )
@@ -59,11 +59,11 @@ class Sender:
 
         self._producer.produce(
             self._topic(message.topic),
-            message.value,
-            message.key,
-            partition_of(key, N_PARTITIONS),
-            note,
-            time_ms,
+            value=message.value,
+            key=message.key,
+            partition=partition_of(key, N_PARTITIONS),
+            on_delivery=note,
+            timestamp=time_ms,
         )
         self._producer.poll(0)
 
@@ -92,9 +92,8 @@ def send_mixed(
             sender.send(one, message.timestamp_ms)
         sender.send(message, message.timestamp_ms)
         n_bad += share
-        deadline = time.monotonic() + 30
-        while n_bad - len(letters.rows) > _BEHIND and time.monotonic() < deadline:
-            time.sleep(0.01)
+        too_far = n_bad - _BEHIND
+        assert wait("dead letters", lambda n=too_far: len(letters.rows) >= n)  # type: ignore[misc]
     sender.flush()
 
 
@@ -135,3 +134,27 @@ def test_rubbish_is_told_of_and_takes_nothing_from_good_events(
     wrong = [row for row in letters.rows if not is_told(row, sender.origins.get(origin(row)))]
     assert wrong[:5] == []
     assert judge(decisions.close(), expected) == Verdict(len(expected), 0, 0, 0, 0)
+
+
+def test_odd_but_good_messages_stop_no_cluster(case: Case, stage: Stage, tmp_path: Path) -> None:
+    good = case.events[:1_000] + case.events[-N_PARTITIONS:]
+    expected = decided(case.world, case.profiles, good, tmp_path / "expected")
+    odd = rubbish.odd(good[500].timestamp_ms)
+    n_events = len(good) + sum(message.topic == EVENTS for message in odd)
+    stage.fill_tables(case)
+    sender, letters = Sender(stage), stage.collect(DEAD, letter)
+    decisions = stage.collect(DECISIONS, by_id)
+    children = stage.start("decide", size=2)
+    name = "pushflow_messages_decoded_total"
+
+    for message in [*good[:500], *odd, *good[500:]]:
+        sender.send(message, message.timestamp_ms)
+    sender.flush()
+    wait("events", lambda: sum(total(c, name, EVENTS) for c in children) >= n_events, children)
+    wait("decisions", lambda: len(decisions.rows) >= len(expected), children)
+    codes = stop(children)
+    verdict = judge(decisions.close(), expected)
+
+    assert codes == [0, 0]
+    assert letters.close() == []
+    assert (verdict.lost, verdict.twice, verdict.other_bytes) == (0, 0, 0)
