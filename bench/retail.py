@@ -66,7 +66,8 @@ from operators.messages import (
     Template,
 )
 from operators.shards import DictShard
-from operators.users import UserShard, decode_state, encode_state, new_state
+from operators.user_state import decode_state, encode_state, new_state
+from operators.users import UserShard
 
 CSV: Final = Path("../shared/data/online-retail/online_retail.csv.gz")
 TOP: Final = 10

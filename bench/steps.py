@@ -25,7 +25,7 @@ from flows import decide
 from flows.run import settle_garbage_collector
 from flows.settings import Settings
 from flows.tables import Tables
-from operators import fatigue, users
+from operators import fatigue, user_state, users
 from operators.codec import PartitionDecoder
 from operators.decider import Decider
 from operators.hops import RawMessage, ShardBatch
@@ -66,9 +66,9 @@ class Job:
             shard = f"{number:02d}"
             states = DictShard(
                 shard,
-                encode=users.encode_state,
-                decode=users.decode_state,
-                new=users.new_state,
+                encode=user_state.encode_state,
+                decode=user_state.decode_state,
+                new=user_state.new_state,
             )
             self.users[shard] = UserShard(shard, states, rules, category_of)
             pushes = DictShard(

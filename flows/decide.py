@@ -24,7 +24,7 @@ from bytewax.outputs import Sink
 
 from flows.settings import Settings
 from flows.tables import Tables
-from operators import fatigue, metrics, users
+from operators import fatigue, metrics, user_state
 from operators.buffered_store import BufferedStore
 from operators.codec import PartitionDecoder, SourceBatch, encode, headers
 from operators.decider import Decider
@@ -118,7 +118,9 @@ def build(settings: Settings, tables: Tables, ends: Ends, *, n_workers: int = 1)
         Workers of the whole cluster.
     """
     make_stores = stores(settings, "decide", n_workers)
-    user_stores = make_stores("users", users.encode_state, users.decode_state, users.new_state)
+    user_stores = make_stores(
+        "users", user_state.encode_state, user_state.decode_state, user_state.new_state
+    )
     push_stores = make_stores(
         "pushes", fatigue.encode_state, fatigue.decode_state, fatigue.new_state
     )

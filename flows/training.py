@@ -27,7 +27,8 @@ from operators.messages import Event, Item, ModelCard
 from operators.model_table import SERVED
 from operators.shards import DictShard
 from operators.triggers import TriggerRules
-from operators.users import UserShard, decode_state, encode_state, new_state
+from operators.user_state import decode_state, encode_state, new_state
+from operators.users import UserShard
 
 _TOPIC = "recording"
 _PROGRESS_EVERY = 1_000

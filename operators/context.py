@@ -8,13 +8,15 @@ a replay and in training.
 """
 
 from functools import lru_cache
-from math import cos, pi, sin
+from math import cos, exp, pi, sin
 from typing import Final
 
 import xxhash
 
 from models.clock import local_hour_weekday
+from operators.counters import decayed_at, sliding_at
 from operators.messages import EventContext, UserProfile
+from operators.user_state import ENGAGEMENT_MS, UserState
 
 DAY_MS: Final = 86_400_000
 _NEVER_HOURS: Final = 24.0 * 30  # "hours since open" of a user who never opened
@@ -74,3 +76,47 @@ def hours_since(then_ms: int, time_ms: int) -> float:
     if not then_ms:
         return _NEVER_HOURS
     return min(max(time_ms - then_ms, 0) / 3_600_000, _NEVER_HOURS)
+
+
+def context_of(state: UserState, time_ms: int) -> list[float]:
+    """Return the raw context of a user as of `time_ms`, in the order of `models.features.CONTEXT`.
+
+    >>> from models.features import N_CONTEXT
+    >>> len(context_of(UserState(), 1_700_000_000_000)) == N_CONTEXT
+    True
+    """
+    session = state.session
+    zone, place = where(state.profile, state.place)
+    decay = exp(min(state.engaged_ms - time_ms, 0) / ENGAGEMENT_MS)
+    purchases, bought_ms = state.purchases, state.last_purchase_ms
+    before_ms = session.before_ms or session.last_ms
+    values = [
+        float(session.events),
+        (session.last_ms - session.start_ms) / 1_000,
+        float(session.depth),
+        session.dwell_ms / 1_000 / session.views if session.views else 0.0,
+        float(len(session.items)),
+        float(len(session.categories)),
+        float(len(state.cart)),
+        sum(state.cart.values()) if state.cart else 0.0,
+        (session.last_ms - before_ms) / 1_000,
+    ]
+    values += decayed_at(state.decayed, time_ms)
+    values += sliding_at(state.sliding, time_ms)
+    values += (
+        float(state.views),
+        float(purchases),
+        state.purchase_value,
+        (bought_ms - state.first_purchase_ms) / DAY_MS / (purchases - 1) if purchases > 1 else 0.0,
+        max(time_ms - bought_ms, 0) / DAY_MS if bought_ms else 0.0,
+        float(state.favorites),
+        float(state.ratings),
+        state.rating_sum / state.ratings if state.ratings else 0.0,
+        max(time_ms - state.first_ms, 0) / DAY_MS if state.first_ms else 0.0,
+        state.opens * decay,
+        state.dismissals * decay,
+        hours_since(state.last_open_ms, time_ms),
+    )
+    values += time_context(time_ms, zone)
+    values += place
+    return values

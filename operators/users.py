@@ -2,165 +2,28 @@
 
 Reads   events, feedback, profiles and erasures of one shard, in partition order.
 Emits   a feature row for each user touched, and triggers; most events fire none.
-Owns    a user's packed state, and the timers of a shard.
+Owns    the timers of a shard, and the order in which a user's state is brought up to date.
 
 A timer is an entry in one heap for each source partition, in event time; at most two a user are
 live (session or cart, idle or expiry), and entries that an event has overtaken are re-armed when
 they come up, not searched for. The heaps are rebuilt from the first fields of the packed states.
 """
 
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from math import exp
-from sys import intern
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import msgspec
 import xxhash
 
-from models.features import EVENT_CODE, HISTORY
 from operators import metrics
-from operators.context import DAY_MS, hours_since, time_context, where
-from operators.counters import (
-    OTHER,
-    TYPE_INDEX,
-    Decayed,
-    Sliding,
-    add_decayed,
-    add_sliding,
-    decayed_at,
-    sliding_at,
-)
-from operators.hops import (
-    Engagement,
-    FeatureRow,
-    Forget,
-    History,
-    ShardBatch,
-    Trigger,
-)
-from operators.messages import Event, EventContext, Feedback, TriggerType, UserProfile
+from operators.context import context_of
+from operators.counters import OTHER, TYPE_INDEX, add_decayed, add_sliding
+from operators.hops import Engagement, FeatureRow, Forget, History, ShardBatch, Trigger
+from operators.messages import Event, Feedback, TriggerType, UserProfile
 from operators.sessions import Session, ends_before, main_category, observe
 from operators.triggers import INTENT_FIRED, Due, TriggerRules, has_intent, next_later, next_soon
-
-if TYPE_CHECKING:
-    Seconds = array[int]
-else:
-    Seconds = array  # Python 3.11 takes no [int] when it runs
-
-STATE_VERSION: Final = 1
-SEEN: Final = 32  # event ids remembered of a user; a duplicate that comes later is not known
-MAX_CART: Final = 50
-MAX_BOUGHT: Final = 50
-_ENGAGEMENT_MS: Final = 7 * DAY_MS / 0.6931471805599453  # half-life of 7 days
-
-# Of two actions on one item in a row the stronger stays in the history.
-_STRENGTH: Final = {
-    EVENT_CODE[kind]: strength
-    for strength, kind in enumerate(
-        ("view", "click", "share", "comment", "rate", "favorite", "cart", "purchase"), start=1
-    )
-}
-_HISTORY_KINDS: Final = frozenset(
-    ("view", "click", "share", "comment", "rate", "favorite", "cart", "purchase")
-)
-
-
-class UserState(msgspec.Struct, array_like=True, gc=False):
-    """All that is kept of a user: at most about 4 KB packed, typically 0.3 to 1.5 KB.
-
-    Fields are stored by position: append only, with a default. The first three are read alone
-    when timers are rebuilt. Numbers that come in rows are kept in arrays: a user in memory is
-    then some 40 objects instead of 170, and each object is a cache miss in every event.
-    """
-
-    soon_ms: int = 0  # the armed timer of session or cart; 0: none
-    later_ms: int = 0  # the armed timer of idle or expiry; 0: none
-    partition: int = 0
-    first_ms: int = 0
-    last_ms: int = 0
-    last_event_id: str = ""
-    is_idle_fired: bool = False
-    is_cart_fired: bool = False
-    profile: UserProfile | None = None
-    place: EventContext | None = None
-    seen: bytearray = msgspec.field(default_factory=bytearray)  # 8 bytes an event id
-    session: Session = msgspec.field(default_factory=Session)
-    category: str = ""  # main category of the last session that had one
-    cart: dict[str, float] = {}  # item -> value
-    decayed: Decayed = msgspec.field(default_factory=Decayed)
-    sliding: Sliding = msgspec.field(default_factory=Sliding)
-    views: int = 0
-    purchases: int = 0
-    purchase_value: float = 0.0
-    first_purchase_ms: int = 0
-    last_purchase_ms: int = 0
-    favorites: int = 0
-    ratings: int = 0
-    rating_sum: float = 0.0
-    item_ids: list[str] = []  # history, oldest first, at most 50
-    types: bytearray = msgspec.field(default_factory=bytearray)  # event codes
-    times_s: Seconds = msgspec.field(default_factory=lambda: array("I"))
-    bought: list[str] = []
-    opens: float = 0.0  # decayed to engaged_ms, as dismissals are
-    dismissals: float = 0.0
-    engaged_ms: int = 0
-    last_open_ms: int = 0
-    opted_out_of: str | None = None  # version of the consent that the opt-out ended
-    cart_fired_ms: int = 0  # `last_ms` when the cart last fired
-
-
-class _Timers(msgspec.Struct, array_like=True, gc=False):
-    soon_ms: int
-    later_ms: int
-    partition: int
-
-
-def _pack_array(value: Any) -> bytes:
-    if isinstance(value, array):
-        return value.typecode.encode() + value.tobytes()
-    raise NotImplementedError(f"no packing for {type(value)}")
-
-
-def _unpack_array(_type: type, packed: bytes) -> Any:
-    return array(chr(packed[0]), packed[1:])
-
-
-_ENCODER = msgspec.msgpack.Encoder(enc_hook=_pack_array)
-_DECODER = msgspec.msgpack.Decoder(UserState, dec_hook=_unpack_array)
-_TIMERS = msgspec.msgpack.Decoder(_Timers)
-_VERSION: Final = bytes([STATE_VERSION])
-
-
-def encode_state(state: UserState) -> bytes:
-    """Return the state as bytes, a version byte first."""
-    return _VERSION + _ENCODER.encode(state)
-
-
-def decode_state(packed: bytes) -> UserState:
-    """Return the state of `encode_state`.
-
-    Raises
-    ------
-    ValueError
-        If a newer version wrote it.
-
-    Examples
-    --------
-    >>> state = UserState(views=3, cart={"a": 9.5})
-    >>> decode_state(encode_state(state)) == state
-    True
-    """
-    if packed[0] != STATE_VERSION:
-        raise ValueError(f"user state of version {packed[0]}, this release reads {STATE_VERSION}")
-    return _DECODER.decode(memoryview(packed)[1:])
-
-
-def new_state(_user_id: str) -> UserState:
-    """Return the state of a user never seen before."""
-    return UserState()
+from operators.user_state import ENGAGEMENT_MS, SEEN, UserState, add_totals, timers_of
 
 
 class Users(Protocol):
@@ -180,74 +43,6 @@ class ShardOutput(NamedTuple):
 
     rows: list[FeatureRow]
     triggers: list[Trigger | Forget]
-
-
-def add_history(state: UserState, item_id: str, code: int, time_s: int) -> None:
-    """Put one item into the history by time; of two in a row of one item the stronger stays.
-
-    >>> s = UserState()
-    >>> for item, kind, time_s in (("a", "view", 1), ("a", "cart", 2), ("b", "view", 4),
-    ...                            ("c", "view", 3)):
-    ...     add_history(s, item, EVENT_CODE[kind], time_s)
-    >>> s.item_ids, s.times_s.tolist()
-    (['a', 'c', 'b'], [2, 3, 4])
-    """
-    items, types, times = state.item_ids, state.types, state.times_s
-    at = len(items) if not times or time_s >= times[-1] else bisect_right(times, time_s)
-    if at and items[at - 1] == item_id:
-        if _STRENGTH[code] > _STRENGTH[types[at - 1]]:
-            types[at - 1] = code
-        times[at - 1] = time_s
-        return
-    items.insert(at, item_id)
-    types.insert(at, code)
-    times.insert(at, time_s)
-    if len(items) > HISTORY:
-        del items[0], types[0], times[0]
-
-
-def context_of(state: UserState, time_ms: int) -> list[float]:
-    """Return the raw context of a user as of `time_ms`, in the order of `models.features.CONTEXT`.
-
-    >>> from models.features import N_CONTEXT
-    >>> len(context_of(UserState(), 1_700_000_000_000)) == N_CONTEXT
-    True
-    """
-    session = state.session
-    zone, place = where(state.profile, state.place)
-    decay = exp(min(state.engaged_ms - time_ms, 0) / _ENGAGEMENT_MS)
-    purchases, bought_ms = state.purchases, state.last_purchase_ms
-    before_ms = session.before_ms or session.last_ms
-    values = [
-        float(session.events),
-        (session.last_ms - session.start_ms) / 1_000,
-        float(session.depth),
-        session.dwell_ms / 1_000 / session.views if session.views else 0.0,
-        float(len(session.items)),
-        float(len(session.categories)),
-        float(len(state.cart)),
-        sum(state.cart.values()) if state.cart else 0.0,
-        (session.last_ms - before_ms) / 1_000,
-    ]
-    values += decayed_at(state.decayed, time_ms)
-    values += sliding_at(state.sliding, time_ms)
-    values += (
-        float(state.views),
-        float(purchases),
-        state.purchase_value,
-        (bought_ms - state.first_purchase_ms) / DAY_MS / (purchases - 1) if purchases > 1 else 0.0,
-        max(time_ms - bought_ms, 0) / DAY_MS if bought_ms else 0.0,
-        float(state.favorites),
-        float(state.ratings),
-        state.rating_sum / state.ratings if state.ratings else 0.0,
-        max(time_ms - state.first_ms, 0) / DAY_MS if state.first_ms else 0.0,
-        state.opens * decay,
-        state.dismissals * decay,
-        hours_since(state.last_open_ms, time_ms),
-    )
-    values += time_context(time_ms, zone)
-    values += place
-    return values
 
 
 class UserShard:
@@ -273,6 +68,7 @@ class UserShard:
     Examples
     --------
     >>> from operators.shards import DictShard
+    >>> from operators.user_state import decode_state, encode_state, new_state
     >>> users = DictShard("00", encode=encode_state, decode=decode_state, new=new_state)
     >>> shard = UserShard("00", users, TriggerRules(idle_ms=0), category_of=lambda item: "shoes")
     >>> t = 1_700_000_000_000
@@ -309,7 +105,7 @@ class UserShard:
 
     def _load_timers(self, packed_states: Iterable[tuple[str, bytes]]) -> None:
         for user_id, packed in packed_states:
-            timers = _TIMERS.decode(memoryview(packed)[1:])
+            timers = timers_of(packed)
             heap = self._heaps.setdefault(timers.partition, [])
             heap += [(due, user_id) for due in (timers.soon_ms, timers.later_ms) if due]
         for heap in self._heaps.values():
@@ -393,7 +189,7 @@ class UserShard:
         )
         add_decayed(state.decayed, time_ms, TYPE_INDEX.get(kind, OTHER))
         add_sliding(state.sliding, time_ms)
-        _add_totals(state, event)
+        add_totals(state, event)
         self._move_clock(state, event, partition)
         # Armed timers are at most as far as what this event could arm: the usual case.
         if not 0 < state.soon_ms <= time_ms + self._soonest_ms or not (
@@ -425,7 +221,7 @@ class UserShard:
         if self._is_duplicate(state, feedback.feedback_id):
             return
         if time_ms > state.engaged_ms:
-            decay = exp((state.engaged_ms - time_ms) / _ENGAGEMENT_MS)
+            decay = exp((state.engaged_ms - time_ms) / ENGAGEMENT_MS)
             state.opens *= decay
             state.dismissals *= decay
             state.engaged_ms = time_ms
@@ -500,7 +296,7 @@ class UserShard:
         is_opted_out = state.opted_out_of is not None and (
             profile is None or profile.consent.version == state.opted_out_of
         )
-        decay = exp(min(state.engaged_ms - time_ms, 0) / _ENGAGEMENT_MS)
+        decay = exp(min(state.engaged_ms - time_ms, 0) / ENGAGEMENT_MS)
         self._triggers.append(
             Trigger(
                 type=kind,
@@ -523,42 +319,3 @@ class UserShard:
                 ),
             )
         )
-
-
-def _add_totals(state: UserState, event: Event) -> None:
-    kind, item_id, value = event.type, event.item_id, event.value
-    if item_id is not None and kind in _HISTORY_KINDS:
-        # Interned: users share their items, and a copy for each would be most of their memory.
-        add_history(state, intern(item_id), EVENT_CODE[kind], event.time_ms // 1_000)
-    if kind == "view":
-        state.views += 1
-    elif kind == "cart" and item_id is not None:
-        if len(state.cart) < MAX_CART:
-            state.cart[item_id] = value or 0.0
-            # A late event does not end a pause: one that has fired would fire again, as the
-            # same trigger.
-            if event.time_ms >= state.last_ms or state.cart_fired_ms != state.last_ms:
-                state.is_cart_fired = False
-    elif kind == "cart_remove" and item_id is not None:
-        state.cart.pop(item_id, None)
-    elif kind == "purchase" and item_id is not None:
-        _add_purchase(state, item_id, value or 0.0, event.time_ms)
-    elif kind == "favorite":
-        state.favorites += 1
-    elif kind == "rate" and value is not None:
-        state.ratings += 1
-        state.rating_sum += value
-
-
-def _add_purchase(state: UserState, item_id: str, value: float, time_ms: int) -> None:
-    state.purchases += 1
-    state.purchase_value += value
-    state.first_purchase_ms = min(state.first_purchase_ms or time_ms, time_ms)
-    state.last_purchase_ms = max(state.last_purchase_ms, time_ms)
-    state.cart.pop(item_id, None)
-    bought = state.bought
-    if item_id in bought:
-        bought.remove(item_id)
-    bought.append(item_id)
-    if len(bought) > MAX_BOUGHT:
-        del bought[0]

@@ -29,7 +29,9 @@ JOINS = {  # a file of operators/ that joins others -> those; all other files st
     "state": {"lineage", "shards"},
     "steps": {"codec", "learning", "shards", "state"},
     "triggers": {"sessions"},
-    "users": {"context", "counters", "sessions", "triggers"},
+    "context": {"counters", "user_state"},
+    "user_state": {"counters", "sessions"},
+    "users": {"context", "counters", "sessions", "triggers", "user_state"},
 }
 HOMES = {  # third party -> where it may be imported
     "bytewax": ("flows/", "operators/steps.py", "operators/kafka.py"),

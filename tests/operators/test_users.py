@@ -11,7 +11,8 @@ from operators.hops import Entry, Forget, ShardBatch, Trigger
 from operators.messages import Consent, Event, EventContext, Feedback, UserProfile
 from operators.shards import DictShard
 from operators.triggers import TriggerRules
-from operators.users import SEEN, UserShard, UserState, decode_state, encode_state, new_state
+from operators.user_state import SEEN, UserState, decode_state, encode_state, new_state
+from operators.users import UserShard
 from tests.conftest import T0_MS, event
 
 MINUTE_MS = 60_000
