@@ -33,6 +33,7 @@ LIMIT: Final = 8.0  # no column leaves [-8, 8]: one absurd value must not own th
 CLICK_PRIOR: Final = (0.10, 20.0)
 PURCHASE_PRIOR: Final = (0.02, 50.0)
 OPEN_PRIOR: Final = (0.10, 20.0)
+FAVORITE_PRIOR: Final = (0.03, 50.0)
 RATE_CAP: Final = 5.0
 
 POLICY_CONTEXT: Final = (
@@ -61,6 +62,7 @@ ARM: Final = (
     "freshness",  # exp(-age / 7 days)
     "price",  # log(1 + price) / 5
     "category_affinity",  # share of the user's history in the item's category
+    "favorite_rate",
     "times_pushed",  # log(1 + pushes of this item to this user)
     "push_recency",  # exp(-days since that); 0: never
 )
@@ -157,6 +159,7 @@ def arm_features(
     purchases: ArrayLike,
     pushes: ArrayLike,
     opens: ArrayLike,
+    favorites: ArrayLike,
     age_days: ArrayLike,
     price: ArrayLike,
     category_affinity: ArrayLike,
@@ -174,7 +177,7 @@ def arm_features(
         The candidates' fused scores.
     sources
         Places in `SOURCES`; another number has zeros in all four columns.
-    popularity, views, clicks, purchases, pushes, opens
+    popularity, views, clicks, purchases, pushes, opens, favorites
         Decayed counts >= 0, as in `ItemStats`; 0 for an item without statistics.
     age_days
         Since the item was first seen, days, >= 0.
@@ -190,7 +193,7 @@ def arm_features(
     Examples
     --------
     >>> one = {name: [0.0, 0.0] for name in ("popularity", "views", "clicks", "purchases",
-    ...        "pushes", "opens", "age_days", "price", "category_affinity", "fused")}
+    ...        "pushes", "opens", "favorites", "age_days", "price", "category_affinity", "fused")}
     >>> rows = arm_features(scores=[3.0, 1.0], sources=[2, 1], **one)
     >>> rows.shape == (2, len(ARM)), rows[:, 0].tolist(), rows[:, 5].tolist()
     (True, [1.0, -1.0], [1.0, 0.0])
@@ -209,6 +212,7 @@ def arm_features(
     out[..., 11] = np.exp(-np.maximum(_floats(age_days), 0) / FRESH_DAYS)
     out[..., 12] = np.log1p(np.maximum(_floats(price), 0)) / 5
     out[..., 13] = _floats(category_affinity)
+    out[..., 14] = _lift(_floats(favorites), seen, FAVORITE_PRIOR)
     return _rounded(out).astype(np.float32)
 
 
@@ -286,7 +290,7 @@ def policy_spec_hash() -> str:
     16
     """
     scales = (DECIMALS, PUSH_HOURS_CAP, FRESH_DAYS, LIMIT, RATE_CAP)
-    priors = (CLICK_PRIOR, PURCHASE_PRIOR, OPEN_PRIOR)
+    priors = (CLICK_PRIOR, PURCHASE_PRIOR, OPEN_PRIOR, FAVORITE_PRIOR)
     spec = repr((DESIGN, TRIGGERS, SOURCES, scales, priors))
     return hashlib.blake2b(spec.encode(), digest_size=8).hexdigest()
 

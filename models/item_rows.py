@@ -96,12 +96,13 @@ COLUMNS: Final = (
     Column("category", np.int64),  # code of the main category, 0: none
     Column("text_key", np.uint64),  # hash of the text; equal for the same words
     Column("text_vectors", np.float32, TEXT_DIM),  # on the grid of models.neighbours
-    Column("stats_ms", np.int64),  # what the next seven are decayed to; 0: no statistics
-    Column("views", np.float64),  # half-life 7 days, as the next four
+    Column("stats_ms", np.int64),  # what the next eight are decayed to; 0: no statistics
+    Column("views", np.float64),  # half-life 7 days, as the next five
     Column("clicks", np.float64),
     Column("purchases", np.float64),
     Column("pushes", np.float64),
     Column("opens", np.float64),
+    Column("favorites", np.float64),
     Column("popularity", np.float64),  # half-life 1 day
     Column("first_seen_ms", np.int64),
     Column("trend", np.int64),  # of models.trend: comparable whatever the rows' stats_ms
@@ -167,6 +168,7 @@ class ItemRows:
     purchases: NDArray[np.float64]
     pushes: NDArray[np.float64]
     opens: NDArray[np.float64]
+    favorites: NDArray[np.float64]
     popularity: NDArray[np.float64]
     first_seen_ms: NDArray[np.int64]
     trend: NDArray[np.int64]

@@ -71,11 +71,12 @@ class ArmInputs(NamedTuple):
     """
 
     popularity: Floats  # weighted interactions, half-life 1 day
-    views: Floats  # half-life 7 days, as the next four
+    views: Floats  # half-life 7 days, as the next five
     clicks: Floats
     purchases: Floats
     pushes: Floats
     opens: Floats
+    favorites: Floats
     age_days: Floats  # since created, else first seen; 0 where neither is known
     price: Floats
     category_affinity: Floats  # share of the history, by recency, in the main category, 0 to 1
@@ -254,6 +255,7 @@ def arm_inputs(queries: Sequence[Query], time_ms: Sequence[int], rows: Rows) -> 
         purchases=items.purchases[rows] * by_week,
         pushes=items.pushes[rows] * by_week,
         opens=items.opens[rows] * by_week,
+        favorites=items.favorites[rows] * by_week,
         age_days=np.where(is_born, (now_ms - born_ms) / _DAY_MS, 0.0),
         price=items.price[rows],
         category_affinity=np.array(

@@ -121,6 +121,7 @@ class Catalogue(ItemRows):
         self.views[row], self.clicks[row] = stats.views, stats.clicks
         self.purchases[row] = stats.purchases
         self.pushes[row], self.opens[row] = stats.pushes, stats.opens
+        self.favorites[row] = stats.favorites
         self.popularity[row] = stats.popularity_1d
         if stats.popularity_1d > 0:
             self.trend[row] = trend_value(stats.popularity_1d, as_of)

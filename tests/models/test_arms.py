@@ -31,6 +31,7 @@ COLUMNS = (
     "purchases",
     "pushes",
     "opens",
+    "favorites",
     "age_days",
     "price",
     "category_affinity",

@@ -400,6 +400,7 @@ def test_arm_inputs_are_decayed_to_the_trigger() -> None:
         purchases=2.0,
         pushes=6.0,
         opens=3.0,
+        favorites=2.0,
         popularity_1d=128.0,
     )
     items = {"a": {"price": 9.5}, "b": {"created_ms": T0_MS - 3 * DAY_MS}, "c": {}}
@@ -413,6 +414,7 @@ def test_arm_inputs_are_decayed_to_the_trigger() -> None:
         "purchases": 1.0,
         "pushes": 3.0,
         "opens": 1.5,
+        "favorites": 1.0,
         "age_days": 10.0,
         "price": 9.5,
         "category_affinity": 0.0,

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
 def all_there(decisions: Collector, case: Case, children: list[FlowProcess]) -> None:
-    """Wait for the decisions expected, and a moment for any beyond."""
+    """Wait for as many decisions as are expected."""
     wait("all decisions", lambda: len(decisions.rows) >= len(case.expected), children)
 
 
