@@ -31,8 +31,9 @@ import numpy as np
 from river.bandit import LinUCBDisjoint
 
 from models.arms import N_ARM, N_POLICY_CONTEXT, D, design, policy_spec_hash
-from models.learner import RewardLearner, merge
+from models.learner import RewardLearner
 from models.policy import SquareCB, sample
+from models.posterior import merge
 
 K = 20
 PLAIN = 32  # features of the comparison

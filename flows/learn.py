@@ -31,7 +31,7 @@ from operators.codec import PartitionDecoder, encode, headers
 from operators.hops import ItemSignal, Reward, ShardBatch
 from operators.item_stats import InteractionTracker, ItemStatsShard
 from operators.kafka import CopartitionedSource, OutRecord, TableSink
-from operators.learning import LearningItems, LearningUsers
+from operators.learning import LearnerShard, LearningItems, LearningUsers
 from operators.messages import Decision, Erasure, Event, Feedback, ItemStats, PolicyShard
 from operators.state import Shard
 from operators.steps import Publishing, by_shard, keyed, learner
@@ -91,7 +91,7 @@ def build(settings: Settings, ends: Ends, *, n_workers: int = 1) -> Dataflow:
     learned = keyed("attribute", shards, user_stores, _users(settings), _shard_of_batch)
 
     rewards = op.flat_map_batch("rewards", learned, rewards_by_shard)
-    rows = learner("learner", rewards, publishing)
+    rows = learner("learner", rewards, LearnerShard, publishing)
     op.output("policy", op.flat_map_batch("policy_rows", rows, policy_records), ends.policy)
 
     signals = op.flat_map_batch("signals", learned, signals_by_shard)

@@ -25,7 +25,7 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.run import cli_main
 from prometheus_client import start_http_server
 
-from flows import decide, learn
+from flows import decide
 from flows.settings import Settings
 from flows.tables import Tables
 from operators.buffered_store import BufferedStore
@@ -74,6 +74,8 @@ def run(
         if name == "decide":
             _run_decide(settings, cluster, stop_at_end=stop_at_end, on_ready=on_ready)
         else:
+            from flows import learn  # noqa: PLC0415 # loads River, which decide can do without
+
             flow = learn.from_settings(
                 settings, n_workers=cluster.n_workers, stop_at_end=stop_at_end
             )

@@ -11,41 +11,24 @@ and travels with no shard.
 Noise is taken as 1: a reward's real variance only rescales the prior and the covariance.
 """
 
-import base64
 import math
 import struct
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from river.linear_model import BayesianLinearRegression
 
 from models.arms import DESIGN, policy_spec_hash
+from models.posterior import FLOAT, Statistics, symmetric
 
 _VERSION: Final = 1
 _HEADER = struct.Struct("<BI16sQQ")  # format, dim, spec hash, rewards, version
-_FLOAT: Final = np.dtype("<f8")  # the same bytes on every machine
 
 
 class SnapshotError(ValueError):
     """A snapshot of another format or feature spec."""
-
-
-class Statistics(NamedTuple):
-    """What a learner has seen: precision float64 (D, D) and moment (D,), no prior; n rewards."""
-
-    precision: NDArray[np.float64]
-    moment: NDArray[np.float64]
-    n: int
-
-
-class Posterior(NamedTuple):
-    """Belief about the weights: mean float64 (D,), covariance (D, D) for noise 1, n rewards."""
-
-    mean: NDArray[np.float64]
-    covariance: NDArray[np.float64]
-    n: int
 
 
 class RewardLearner:
@@ -141,7 +124,7 @@ class RewardLearner:
             _VERSION, self.dim, self._spec_hash.encode(), self.n_rewards, self.version
         )
         lower = self._raw_precision()[np.tril_indices(self.dim)]
-        return header + np.concatenate([lower, self.moment]).astype(_FLOAT).tobytes()
+        return header + np.concatenate([lower, self.moment]).astype(FLOAT).tobytes()
 
     @classmethod
     def restore(
@@ -158,8 +141,8 @@ class RewardLearner:
             raise SnapshotError(f"learner snapshot of format {version}, this is {_VERSION}")
         if dim != learner.dim or spec != _HEADER.unpack(_padded(learner._spec_hash))[2]:
             raise SnapshotError(f"learner snapshot of feature spec {spec.decode()!r}")
-        sums = np.frombuffer(state, _FLOAT, offset=_HEADER.size).astype(np.float64)
-        precision = _symmetric(sums[:-dim], dim)
+        sums = np.frombuffer(state, FLOAT, offset=_HEADER.size).astype(np.float64)
+        precision = symmetric(sums[:-dim], dim)
         model = learner._model
         model._ss_arr[:dim, :dim] = precision
         model._ss_inv_arr[:dim, :dim] = np.linalg.inv(precision)
@@ -178,85 +161,6 @@ class RewardLearner:
         if x.shape != (self.dim,) or not (math.isfinite(x.dot(x)) and math.isfinite(y)):
             raise ValueError(f"not a finite row of {self.dim} columns and a reward: {x}, {y}")
         return x
-
-
-def merge(shards: Sequence[Statistics], prior: float | NDArray[np.float64]) -> Posterior:
-    """Return the posterior of one learner that had seen all the shards' rewards.
-
-    Parameters
-    ----------
-    shards
-        At least one. Give them in a fixed order (by name): the last bits of a sum depend on it.
-    prior
-        Precision of the prior around zero, > 0: one number, or one for each column, (D,).
-
-    Examples
-    --------
-    >>> one, two = RewardLearner(("a",)), RewardLearner(("a",))
-    >>> one.learn(np.array([1.0]), 3.0)
-    >>> two.learn(np.array([1.0]), 1.0)
-    >>> posterior = merge([one.statistics(), two.statistics()], prior=2.0)
-    >>> posterior.mean.tolist(), posterior.covariance.tolist(), posterior.n
-    ([1.0], [[0.25]], 2)
-    """
-    precision = np.sum([s.precision for s in shards], axis=0)  # (D, D)
-    moment = np.sum([s.moment for s in shards], axis=0)  # (D,)
-    precision[np.diag_indices(len(moment))] += prior
-    # Bishop equations 3.50 and 3.51 with a zero prior mean.
-    inverse = np.linalg.inv(precision)
-    mean = np.linalg.solve(precision, moment)
-    return Posterior(mean, (inverse + inverse.T) / 2, sum(s.n for s in shards))
-
-
-def no_knowledge(prior: float, dim: int = len(DESIGN)) -> Posterior:
-    """Return the posterior before any reward.
-
-    >>> no_knowledge(2.0, dim=1)
-    Posterior(mean=array([0.]), covariance=array([[0.5]]), n=0)
-    """
-    return Posterior(np.zeros(dim), np.eye(dim) / prior, 0)
-
-
-def pack_lower(matrix: NDArray[np.float64]) -> str:
-    """Return base64 of the lower triangle by rows, float64 little-endian, of a (D, D) matrix.
-
-    >>> unpack_lower(pack_lower(np.array([[1.0, 2.0], [2.0, 5.0]])), 2).tolist()
-    [[1.0, 2.0], [2.0, 5.0]]
-    """
-    return pack_vector(matrix[np.tril_indices(len(matrix))])
-
-
-def unpack_lower(text: str, dim: int) -> NDArray[np.float64]:
-    """Return the symmetric (dim, dim) matrix of `pack_lower`; ValueError if it is none."""
-    return _symmetric(unpack_vector(text, dim * (dim + 1) // 2), dim)
-
-
-def pack_vector(vector: NDArray[np.float64]) -> str:
-    """Return base64 of a vector, float64 little-endian."""
-    return base64.b64encode(vector.astype(_FLOAT).tobytes()).decode("ascii")
-
-
-def unpack_vector(text: str, length: int) -> NDArray[np.float64]:
-    """Return the vector of `pack_vector`; ValueError if it has another length or a NaN.
-
-    >>> unpack_vector(pack_vector(np.array([1.0, -2.5])), 2).tolist()
-    [1.0, -2.5]
-    """
-    raw = base64.b64decode(text, validate=True)
-    if len(raw) != length * _FLOAT.itemsize:
-        raise ValueError(f"{len(raw)} bytes where {length} float64 are due")
-    vector = np.frombuffer(raw, _FLOAT).astype(np.float64)
-    if not np.isfinite(vector).all():
-        raise ValueError("statistics that are not finite")
-    return vector
-
-
-def _symmetric(lower: NDArray[np.float64], dim: int) -> NDArray[np.float64]:
-    out = np.zeros((dim, dim))
-    rows, columns = np.tril_indices(dim)
-    out[rows, columns] = lower
-    out[columns, rows] = lower
-    return out
 
 
 def _padded(spec_hash: str) -> bytes:

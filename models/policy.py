@@ -21,7 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from models.arms import DESIGN
-from models.learner import Posterior
+from models.posterior import Posterior
 
 NONE_VALUE: Final = 0.0
 # Values are rounded to this many decimals: the last bits of a dot product differ between

@@ -9,7 +9,8 @@ Owns    the order between attribution and the tracking of items within a user's 
 from typing import Final
 
 from models.arms import policy_spec_hash
-from models.learner import RewardLearner, SnapshotError, pack_lower, pack_vector
+from models.learner import RewardLearner, SnapshotError
+from models.posterior import pack_lower, pack_vector
 from operators import metrics
 from operators.attribution import Attribution
 from operators.hops import Forget, ItemSignal, Reward, ShardBatch

@@ -13,8 +13,8 @@ from typing import Final
 import numpy as np
 
 from models.arms import DESIGN, policy_spec_hash
-from models.learner import Statistics, merge, no_knowledge, unpack_lower, unpack_vector
 from models.policy import Policy, SquareCB, Uniform, policy_version
+from models.posterior import Statistics, merge, no_knowledge, unpack_lower, unpack_vector
 from operators import metrics
 from operators.messages import PolicyShard
 

@@ -20,7 +20,6 @@ from bytewax.outputs import DynamicSink, StatelessSinkPartition
 
 from operators.codec import SourceBatch
 from operators.hops import ShardBatch
-from operators.learning import LearnerShard
 from operators.shards import SnapshotRef
 from operators.state import Shard, StateStore
 
@@ -35,6 +34,25 @@ class Processor(Protocol):
 
     def on_batch(self, values: Any, /) -> Iterable[Any]:
         """Take a list of values in order; return what follows from them."""
+        ...
+
+
+class Learner(Protocol):
+    """What `LearnerLogic` asks of `operators.learning.LearnerShard`.
+
+    Its library takes a second and a half to load, and `decide` has no use for it.
+    """
+
+    def on_batch(self, values: list[Any], /) -> None:
+        """Learn in order."""
+        ...
+
+    def row(self) -> Any:
+        """Return what is to be published."""
+        ...
+
+    def snapshot(self) -> Any:
+        """Return the state, immutable."""
         ...
 
 
@@ -168,8 +186,10 @@ class PublishingShardLogic(ShardLogic):
 class LearnerLogic(StatefulBatchLogic):
     """One learner shard; its state is small, and is its own snapshot."""
 
-    def __init__(self, publishing: Publishing, resume: tuple[str, int, bytes] | None) -> None:
-        self._learner = LearnerShard(resume)
+    def __init__(
+        self, publishing: Publishing, make: Callable[[Any], Learner], resume: Any | None
+    ) -> None:
+        self._learner = make(resume)
         self._publishing = publishing
         self._due = _AT_ONCE if resume else None
 
@@ -194,7 +214,7 @@ class LearnerLogic(StatefulBatchLogic):
         due, self._due = self._due, None
         return (self._learner.row(),) if due else (), StatefulBatchLogic.RETAIN
 
-    def snapshot(self) -> tuple[str, int, bytes]:
+    def snapshot(self) -> Any:
         """Return the learner's bytes."""
         return self._learner.snapshot()
 
@@ -218,9 +238,11 @@ def keyed(
     return op.stateful_batch(step_id, up, build)
 
 
-def learner(step_id: str, up: KeyedStream, publishing: Publishing) -> KeyedStream:
+def learner(
+    step_id: str, up: KeyedStream, make: Callable[[Any], Learner], publishing: Publishing
+) -> KeyedStream:
     """Add the step that learns rewards, keyed by learner shard."""
-    return op.stateful_batch(step_id, up, lambda resume: LearnerLogic(publishing, resume))
+    return op.stateful_batch(step_id, up, lambda resume: LearnerLogic(publishing, make, resume))
 
 
 def by_shard(step_id: str, up: Stream) -> KeyedStream:

@@ -27,7 +27,7 @@ JOINS = {  # a file of operators/ that joins others -> those; all other files st
     "lineage": {"shards"},
     "ranking": {"campaigns", "candidates", "catalogue", "model_table"},
     "state": {"lineage", "shards"},
-    "steps": {"codec", "learning", "shards", "state"},
+    "steps": {"codec", "shards", "state"},
     "triggers": {"sessions"},
     "context": {"counters", "user_state"},
     "user_state": {"counters", "sessions"},

@@ -10,7 +10,7 @@ from bytewax.testing import TestingSink, TestingSource
 
 from flows import learn
 from models.arms import ARM, N_POLICY_CONTEXT, D, design, policy_spec_hash
-from models.learner import unpack_lower, unpack_vector
+from models.posterior import unpack_lower, unpack_vector
 from operators.messages import Action, Decision, Event, Feedback, Learning, PolicyShard
 from tests.conftest import T0_MS, decision, event
 from tests.flows import world as w

@@ -3,9 +3,8 @@ import pytest
 from river.linear_model import BayesianLinearRegression
 
 from models.arms import DESIGN, D
-from models.learner import (
-    RewardLearner,
-    SnapshotError,
+from models.learner import RewardLearner, SnapshotError
+from models.posterior import (
     Statistics,
     merge,
     no_knowledge,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.learner import Posterior, RewardLearner, merge, no_knowledge
+from models.learner import RewardLearner
 from models.policy import (
     GAMMA_REWARDS,
     Greedy,
@@ -16,6 +16,7 @@ from models.policy import (
     policy_version,
     sample,
 )
+from models.posterior import Posterior, merge, no_knowledge
 
 
 def belief(mean: np.ndarray, n: int = GAMMA_REWARDS) -> Posterior:

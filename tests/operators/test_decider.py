@@ -8,8 +8,9 @@ import pytest
 
 from models.arms import ARM, design, policy_context
 from models.features import N_CONTEXT
-from models.learner import RewardLearner, pack_lower, pack_vector
+from models.learner import RewardLearner
 from models.policy import SquareCB, sample
+from models.posterior import pack_lower, pack_vector
 from operators.campaigns import CampaignTable
 from operators.codec import encode
 from operators.decider import Decider

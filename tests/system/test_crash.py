@@ -11,7 +11,7 @@ import pytest
 from flows import learn
 from flows.children import FlowProcess
 from models.arms import D
-from models.learner import Posterior, Statistics, merge, unpack_lower, unpack_vector
+from models.posterior import Posterior, Statistics, merge, unpack_lower, unpack_vector
 from operators.hops import RawMessage
 from operators.messages import Decision, Feedback, PolicyShard
 from tests.flows import world as w
