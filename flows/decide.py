@@ -94,6 +94,7 @@ def stores(settings: Settings, flow: str, n_workers: int) -> Callable[..., PerWo
                 run_id=settings.run_id,
                 n_workers=n_workers,
                 hot_capacity=settings.state.hot_users,
+                write_back_seconds=settings.state.write_back_ms / 1_000,
                 block_cache_bytes=settings.state.block_cache_mb << 20,
                 clock=time.monotonic,
                 on_checkpoint=on_checkpoint,

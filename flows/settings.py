@@ -74,7 +74,12 @@ class State(BaseModel):
 
     directory: Path = Path(".pushflow/state")
     shards: int = Field(64, ge=1, description="fixed for the life of the state")
-    epoch_seconds: float = Field(1.0, gt=0, description="time between checkpoints")
+    epoch_seconds: float = Field(
+        2.0, gt=0, description="time between checkpoints: what a crash replays, at most twice"
+    )
+    write_back_ms: int = Field(
+        50, ge=1, description="touched users go to RocksDB this often, so that an epoch closes fast"
+    )
     hot_users: int = Field(50_000, ge=1, description="users kept decoded, a worker")
     block_cache_mb: int = Field(64, ge=8)
     idle_days: int = Field(90, ge=1, description="a user without events is dropped after this")

@@ -21,7 +21,7 @@ Where the rules look odd:
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -74,6 +74,10 @@ class StateStore(Generic[S]):
         Bytewax's backup interval (`-b`) spans, if that is used.
     block_cache_bytes, write_buffer_bytes
         RocksDB's read cache and the size of one of its at most two write buffers.
+    write_back_seconds
+        Write what was touched to RocksDB this often, and not all of it when the epoch closes:
+        many short pauses in place of one long one. A state touched again is written again. None
+        turns it off.
     clock, on_checkpoint
         Monotonic seconds, and what to call with (seconds, keys written) at each checkpoint.
     fault
@@ -128,16 +132,18 @@ class StateStore(Generic[S]):
         retain: int = 0,
         block_cache_bytes: int = 32 << 20,
         write_buffer_bytes: int = 16 << 20,
+        write_back_seconds: float | None = None,
         clock: Callable[[], float] | None = None,
         on_checkpoint: Callable[[float, int], None] | None = None,
         fault: Callable[[str], None] | None = None,
     ) -> None:
         if hot_capacity < 1 or retain < 0 or n_workers < 1:
             raise ValueError("hot_capacity and n_workers must be >= 1, retain >= 0")
-        if on_checkpoint is not None and clock is None:
-            raise ValueError("on_checkpoint needs a clock")
+        if clock is None and (on_checkpoint is not None or write_back_seconds is not None):
+            raise ValueError("on_checkpoint and write_back_seconds need a clock")
         self._encode, self._decode, self._new = encode, decode, new
         self._clock, self._on_checkpoint = clock, on_checkpoint
+        self._write_back_s, self._write_back_due = write_back_seconds, 0.0
         self._fault = fault or (lambda _: None)
         self._lineage = Lineage(root, name, run_id, n_workers, retain=retain, fault=self._fault)
         self._options = _rocksdb_options(block_cache_bytes, write_buffer_bytes)
@@ -269,32 +275,40 @@ class StateStore(Generic[S]):
             self._write_back()
             self._evict()
             self._fault("spilled")
+        elif self._write_back_s is not None and self._clock is not None:
+            now = self._clock()
+            if now >= self._write_back_due:
+                self._write_back_due = now + self._write_back_s
+                self._write_back()
 
     def _load(self, stored_key: str) -> S | None:
         stored = self._open().get(stored_key.encode())
         return None if stored is None else self._decode(stored)
 
     def _write_back(self) -> None:
+        self._n_written += self._write(self._shards.values())
         for shard in self._shards.values():
-            self._n_written += self._write_shard(shard)
             shard.touched.clear()
         self._n_deleted = 0
 
-    def _write_shard(self, shard: "Shard[S]") -> int:
-        """Write what `shard` changed; its touched keys stay so, as callers may hold on to them."""
-        n_changed = len(shard.touched) + len(shard.deleted)
-        if n_changed == 0:
-            return 0
+    def _write(self, shards: Iterable["Shard[S]"]) -> int:
+        """Write what `shards` changed; touched keys stay so, as callers may hold on to them."""
         batch = WriteBatch(raw_mode=True)
+        n_changed = sum(self._add_changes(shard, batch) for shard in shards)
+        if n_changed:
+            self._open().write(batch)
+            self._is_dirty = True
+        return n_changed
+
+    def _add_changes(self, shard: "Shard[S]", batch: Any) -> int:
+        n_changed = len(shard.touched) + len(shard.deleted)
         for key in shard.touched:
             state = self._hot.pop(key)
             self._hot[key] = state  # to the young end; evictions start at the other
             batch.put(key.encode(), self._encode(state))
         for key in shard.deleted:
             batch.delete(key.encode())
-        self._open().write(batch)
         shard.deleted.clear()
-        self._is_dirty = True
         return n_changed
 
     def _evict(self) -> None:
@@ -409,7 +423,7 @@ class Shard(Generic[S]):
 
     def scan_raw(self) -> Iterator[tuple[str, bytes]]:
         """Yield all keys in order with their states as `encode` gave them."""
-        self._store._write_shard(self)  # one place to read from, and one order
+        self._store._write([self])  # one place to read from, and one order
         skip = len(self._prefix.encode())
         for stored_key, value in _rows(self._store._open(), *_key_range(self.name)):
             yield stored_key[skip:].decode(), value
