@@ -16,6 +16,7 @@ other; give `--bootstrap` to use another broker (its topics must exist).
 import argparse
 import contextlib
 import json
+import sys
 import tempfile
 import threading
 import time
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--bootstrap", default="")
     parser.add_argument("--no-redis", action="store_true")
     options = parser.parse_args()
+    sys.setswitchinterval(0.0005)  # else our own two threads keep each other waiting for 5 ms
     # Event time: a user's pauses stay within a session of 30 minutes.
     load = made.Load(options.users, options.share, speed=600_000 / options.users / 10)
     with tempfile.TemporaryDirectory() as work, stage(options, Path(work)) as on:

@@ -117,6 +117,7 @@ def run_demo(
         the working directory.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
+    sys.setswitchinterval(0.0005)  # the thread that reads decisions must not wait for 5 ms
     console = console or Console()
     plan = Plan(users, seconds, seed, port)
     world = Population(n_users=users, seed=seed)
