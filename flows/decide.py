@@ -227,15 +227,18 @@ def _dead_record(letter: DeadLetter) -> tuple[str, OutRecord]:
     return origin, OutRecord(origin, origin, encode(letter), extra, timestamp_ms=0)
 
 
-def decoder(settings: Settings) -> Callable[[int, Any], PartitionDecoder]:
-    """Return a maker of the decoder of a partition."""
-    kinds = {settings.kafka.topic(name): kind for name, kind in TOPICS.items()}
+def decoder(
+    settings: Settings, topics: dict[str, type], clock_kinds: tuple[type, ...]
+) -> Callable[[int, Any], PartitionDecoder]:
+    """Return a maker of the decoder of a partition; `topics` by their own names."""
+    kinds = {settings.kafka.topic(name): kind for name, kind in topics.items()}
 
     def make(partition: int, state: Any) -> PartitionDecoder:
         return PartitionDecoder(
             partition,
             kinds,
             n_shards=settings.state.shards,
+            clock_kinds=clock_kinds,
             lateness_ms=settings.time.lateness_seconds * _SECOND_MS,
             max_ahead_ms=settings.time.max_ahead_seconds * _SECOND_MS,
             state=state,
@@ -250,7 +253,7 @@ def kafka_source(settings: Settings, *, stop_at_end: bool = False) -> Copartitio
         settings.kafka.client(),
         [settings.kafka.topic(name) for name in TOPICS],
         lead=[settings.kafka.topic(name) for name in LEAD],
-        make_decoder=decoder(settings),
+        make_decoder=decoder(settings, TOPICS, clock_kinds=(Event,)),
         batch_size=settings.kafka.batch_size,
         stop_at_end=stop_at_end,
     )

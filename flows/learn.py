@@ -22,12 +22,12 @@ from bytewax.dataflow import Dataflow
 from bytewax.inputs import Source
 from bytewax.outputs import Sink
 
-from flows.decide import dead_records, stores
+from flows.decide import dead_records, decoder, stores
 from flows.settings import Settings
 from models.arms import policy_spec_hash
 from operators import attribution, item_stats
 from operators.attribution import Attribution
-from operators.codec import PartitionDecoder, encode, headers
+from operators.codec import encode, headers
 from operators.hops import ItemSignal, Reward, ShardBatch
 from operators.item_stats import InteractionTracker, ItemStatsShard
 from operators.kafka import CopartitionedSource, OutRecord, TableSink
@@ -171,32 +171,14 @@ def _record(key: str, record_id: str, value: bytes | None, kind: str, time_ms: i
     return key, OutRecord(key, record_id, value, headers(record_id, kind, SOURCE_NAME), time_ms)
 
 
-def decoder(settings: Settings) -> Callable[[int, Any], PartitionDecoder]:
-    """Return a maker of the decoder of a partition."""
-    kinds = {settings.kafka.topic(name): kind for name, kind in TOPICS.items()}
-
-    def make(partition: int, state: Any) -> PartitionDecoder:
-        return PartitionDecoder(
-            partition,
-            kinds,
-            n_shards=settings.state.shards,
-            # Events come well before the decisions that they lead to, so they do not count.
-            clock_kinds=(Decision, Feedback),
-            lateness_ms=settings.time.lateness_seconds * _SECOND_MS,
-            max_ahead_ms=settings.time.max_ahead_seconds * _SECOND_MS,
-            state=state,
-        )
-
-    return make
-
-
 def from_settings(settings: Settings, *, n_workers: int, stop_at_end: bool = False) -> Dataflow:
     """Return the flow with its real ends."""
     client = settings.kafka.client()
     source = CopartitionedSource(
         client,
         [settings.kafka.topic(name) for name in TOPICS],
-        make_decoder=decoder(settings),
+        # Events come well before the decisions that they lead to, so they move no clock.
+        make_decoder=decoder(settings, TOPICS, clock_kinds=(Decision, Feedback)),
         batch_size=settings.kafka.batch_size,
         stop_at_end=stop_at_end,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flows.settings import Settings
 from models.serving import StudentScorer
+from operators import metrics
 from operators.campaigns import CampaignTable, load_yaml
 from operators.candidates import CandidateGenerator
 from operators.catalogue import Catalogue
@@ -133,6 +134,8 @@ class Tables:
         self._is_changed = False
         self.catalogue.refresh()
         self.policies.refresh()
+        metrics.TABLE_ROWS.labels("push.items.v1").set(len(self.catalogue))
+        metrics.TABLE_ROWS.labels("push.campaigns.v1").set(len(self.campaigns))
 
     def close(self) -> None:
         """Stop following."""

@@ -140,6 +140,9 @@ class Decider:
             decision = self._decide(ranked)
             metrics.DECISIONS.labels(decision.outcome, decision.reason_codes[0]).inc()
             decisions.append(decision)
+        if decisions and self._policies.newest_ms:
+            age_ms = decisions[-1].decided_at - self._policies.newest_ms
+            metrics.POLICY_AGE_SECONDS.set(age_ms / 1_000)
         return decisions
 
     def _decide(self, ranked: Ranked) -> Decision:
