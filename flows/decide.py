@@ -45,6 +45,7 @@ TOPICS: dict[str, type] = {
     "push.events.v1": Event,
     "push.feedback.v1": Feedback,
 }
+CLOCK = (Event,)  # what moves event time: feedback read ahead of events must not
 _SECOND_MS = 1_000
 _DAY_MS = 86_400_000
 
@@ -253,7 +254,7 @@ def kafka_source(settings: Settings, *, stop_at_end: bool = False) -> Copartitio
         settings.kafka.client(),
         [settings.kafka.topic(name) for name in TOPICS],
         lead=[settings.kafka.topic(name) for name in LEAD],
-        make_decoder=decoder(settings, TOPICS, clock_kinds=(Event,)),
+        make_decoder=decoder(settings, TOPICS, CLOCK),
         batch_size=settings.kafka.batch_size,
         stop_at_end=stop_at_end,
     )

@@ -43,6 +43,8 @@ TOPICS: dict[str, type] = {
     "push.feedback.v1": Feedback,
     "push.events.v1": Event,
 }
+# Events come well before the decisions that they lead to, so they move no clock.
+CLOCK = (Decision, Feedback)
 ITEM_SHARDS = 16
 _SECOND_MS = 1_000
 KEEP_ITEMS_MS = 180 * 86_400_000  # 13 half-lives of what is counted: nothing is left by then
@@ -177,8 +179,7 @@ def from_settings(settings: Settings, *, n_workers: int, stop_at_end: bool = Fal
     source = CopartitionedSource(
         client,
         [settings.kafka.topic(name) for name in TOPICS],
-        # Events come well before the decisions that they lead to, so they move no clock.
-        make_decoder=decoder(settings, TOPICS, clock_kinds=(Decision, Feedback)),
+        make_decoder=decoder(settings, TOPICS, CLOCK),
         batch_size=settings.kafka.batch_size,
         stop_at_end=stop_at_end,
     )

@@ -99,7 +99,7 @@ def decided(
     of = w.settings(directory)
     steps = []
     for partition in range(N_PARTITIONS):
-        decoder = decide.decoder(of)(partition, None)
+        decoder = decide.decoder(of, decide.TOPICS, decide.CLOCK)(partition, None)
         for rows in (profiles, events):
             own = [row for row in rows if row.partition == partition]
             steps += [decoder.decode(own[at : at + 200]) for at in range(0, len(own), 200)]

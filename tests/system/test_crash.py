@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from flows import learn
+from flows import decide, learn
 from flows.children import FlowProcess
 from models.arms import D
 from models.posterior import Posterior, Statistics, merge, unpack_lower, unpack_vector
@@ -132,7 +132,7 @@ def learned_undisturbed(messages: list[RawMessage], directory: Path) -> list[Pol
     of = w.settings(directory, rewards={"window_seconds": _WINDOW_SECONDS})
     steps = []
     for partition in range(N_PARTITIONS):
-        decoder = learn.decoder(of)(partition, None)
+        decoder = decide.decoder(of, learn.TOPICS, learn.CLOCK)(partition, None)
         own = [message for message in messages if message.partition == partition]
         steps += [decoder.decode(own[at : at + 200]) for at in range(0, len(own), 200)]
     policy, _stats = w.run_learn(of, steps)
