@@ -12,6 +12,7 @@ Emits   push.decisions.v1 once each; push.dlq.v1; features and latest decisions 
 `pushflow run decide` runs. Step names are recovery keys: renaming one loses its state.
 """
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,14 +29,18 @@ from operators import fatigue, metrics, user_state
 from operators.buffered_store import BufferedStore
 from operators.codec import PartitionDecoder, SourceBatch, encode, headers
 from operators.decider import Decider
-from operators.hops import Forget, Ranked, ShardBatch, Trigger
+from operators.emitted import Emitted
+from operators.hops import Forget, Ranked, ShardBatch, Standing, Trigger
 from operators.kafka import CopartitionedSource, ExactlyOnceSink, OutRecord
 from operators.messages import DeadLetter, Decision, Erasure, Event, Feedback, UserProfile
 from operators.ranking import Ranker
+from operators.recovery import oldest_snapshots
 from operators.state import Shard, StateStore
 from operators.steps import CallSink, PerWorker, by_shard, keyed
 from operators.triggers import TriggerRules
 from operators.users import ShardOutput, UserShard
+
+log = logging.getLogger("pushflow")
 
 SOURCE_NAME = "pushflow/decide"
 LEAD = ("push.users.v1",)  # read whole before events: a push needs consent
@@ -45,16 +50,27 @@ TOPICS: dict[str, type] = {
     "push.events.v1": Event,
     "push.feedback.v1": Feedback,
 }
+# Where each flow's states lie: the stores, by the id of the step that keeps them.
+STORES = {
+    "decide": {"decide.users": "users", "decide.decide": "pushes"},
+    "learn": {"learn.attribute": "attribution", "learn.items": "items"},
+}
 CLOCK = (Event,)  # what moves event time: feedback read ahead of events must not
+# Before an epoch's end: on a busy disk RocksDB takes some 100 ms to write what an epoch touched.
+_FLUSH_AHEAD_S = 0.5
 _SECOND_MS = 1_000
 _DAY_MS = 86_400_000
 
 
 class Ends(NamedTuple):
-    """Where a `decide` flow begins and ends. None leaves an end out."""
+    """Where a `decide` flow begins and ends. None leaves an end out.
+
+    `emitted` holds what stands at the end `decisions` and may be decided again.
+    """
 
     source: Source
     decisions: Sink
+    emitted: Emitted | None = None
     dead_letters: Sink | None = None
     features: Callable[[list[ShardOutput]], None] | None = None
     latest: Callable[[list[tuple[str, OutRecord]]], None] | None = None
@@ -78,6 +94,7 @@ def stores(settings: Settings, flow: str, n_workers: int) -> Callable[..., PerWo
     """Return a maker of one state store a worker, under the settings' directory."""
 
     def make(name: str, encode: Any, decode: Any, new: Any) -> PerWorker[Any]:
+        epoch_s = settings.state.epoch_seconds
         seconds = metrics.CHECKPOINT_SECONDS.labels(name)
         touched = metrics.STATE_TOUCHED.labels(name)
 
@@ -94,8 +111,11 @@ def stores(settings: Settings, flow: str, n_workers: int) -> Callable[..., PerWo
                 new=new,
                 run_id=settings.run_id,
                 n_workers=n_workers,
+                owner=settings.state.directory / flow / "owner",
+                retain=settings.state.keep_epochs,
                 hot_capacity=settings.state.hot_users,
                 write_back_seconds=settings.state.write_back_ms / 1_000,
+                flush_seconds=max(epoch_s - _FLUSH_AHEAD_S, epoch_s / 2),
                 block_cache_bytes=settings.state.block_cache_mb << 20,
                 clock=time.monotonic,
                 on_checkpoint=on_checkpoint,
@@ -143,7 +163,8 @@ def build(settings: Settings, tables: Tables, ends: Ends, *, n_workers: int = 1)
         op.output("features", rows, CallSink(ends.features, ends.close))
 
     ranked = op.flat_map_batch("rank", outputs, lambda keyed_outputs: rank(ranker, keyed_outputs))
-    decided = keyed("decide", ranked, push_stores, _decider(settings, tables), _shard_of_ranked)
+    make_decider = _decider(settings, tables, ends.emitted)
+    decided = keyed("decide", ranked, push_stores, make_decider, _shard_of_ranked)
 
     records = op.flat_map_batch("encode", decided, decision_records)
     op.output("decisions", records, ends.decisions)
@@ -170,7 +191,9 @@ def _user_shard(settings: Settings, tables: Tables) -> Callable[[str, Shard[Any]
     return lambda shard, states: UserShard(shard, states, trigger_rules, category_of)
 
 
-def _decider(settings: Settings, tables: Tables) -> Callable[[str, Shard[Any]], Decider]:
+def _decider(
+    settings: Settings, tables: Tables, emitted: Emitted | None
+) -> Callable[[str, Shard[Any]], Decider]:
     return lambda _shard, states: Decider(
         states,
         campaigns=tables.campaigns,
@@ -178,6 +201,7 @@ def _decider(settings: Settings, tables: Tables) -> Callable[[str, Shard[Any]], 
         item_of=tables.items.get,
         window_ms=settings.rewards.window_seconds * _SECOND_MS,
         top_explanations=settings.ranking.top_explanations,
+        emitted=emitted,
     )
 
 
@@ -199,10 +223,14 @@ def rank(ranker: Ranker, outputs: list[tuple[str, ShardOutput]]) -> list[tuple[s
     return list(zip(shards, ranker.on_batch(triggers), strict=True))
 
 
-def decision_records(decided: list[tuple[str, Decision]]) -> list[tuple[str, OutRecord]]:
+def decision_records(
+    decided: list[tuple[str, Decision | Standing]],
+) -> list[tuple[str, OutRecord]]:
     """Encode decisions; the outcome is repeated in a header, so that a gateway may filter by it."""
     records = []
-    for _shard, decision in decided:
+    for _shard, answer in decided:
+        is_standing = isinstance(answer, Standing)
+        decision = answer.decision if isinstance(answer, Standing) else answer
         extra = headers(decision.decision_id, "push.decision.v1", SOURCE_NAME)
         extra.append(("outcome", decision.outcome.encode()))
         record = OutRecord(
@@ -211,6 +239,7 @@ def decision_records(decided: list[tuple[str, Decision]]) -> list[tuple[str, Out
             value=encode(decision),
             headers=extra,
             timestamp_ms=decision.decided_at,
+            is_standing=is_standing,
         )
         records.append((decision.user_id, record))
     return records
@@ -283,12 +312,40 @@ def redis_ends(
     return put_rows, put_decisions
 
 
+def decisions_sink(settings: Settings) -> ExactlyOnceSink:
+    """Return the sink of decisions on the settings' cluster."""
+    return ExactlyOnceSink(
+        settings.kafka.client(), settings.kafka.topic("push.decisions.v1"), n_lanes=2
+    )
+
+
+def emitted_beyond(settings: Settings, recovery: Path) -> Emitted:
+    """Fence whoever wrote decisions before, and read those that no snapshot knows of.
+
+    Parameters
+    ----------
+    recovery
+        Bytewax's store that the flow is to resume from, not opened yet.
+    """
+    snapshots = oldest_snapshots(recovery, "decide.decisions")
+    found = decisions_sink(settings).standing(snapshots)
+    emitted = Emitted(message.value for message in found)
+    if emitted.n_dropped:
+        log.warning(
+            "%d decisions beyond the snapshot are too many to keep: where their triggers come "
+            "again they are decided anew, and not written",
+            emitted.n_dropped,
+        )
+    return emitted
+
+
 def from_settings(
     settings: Settings,
     tables: Tables,
     store: BufferedStore | None,
     *,
     n_workers: int,
+    emitted: Emitted | None = None,
     stop_at_end: bool = False,
 ) -> Dataflow:
     """Return the flow with its real ends."""
@@ -296,14 +353,10 @@ def from_settings(
     features, latest = redis_ends(store) if store is not None else (None, None)
     ends = Ends(
         source=kafka_source(settings, stop_at_end=stop_at_end),
-        decisions=ExactlyOnceSink(client, settings.kafka.topic("push.decisions.v1")),
+        decisions=decisions_sink(settings),
+        emitted=emitted,
         dead_letters=ExactlyOnceSink(client, settings.kafka.topic("push.dlq.v1")),
         features=features,
         latest=latest,
     )
     return build(settings, tables, ends, n_workers=n_workers)
-
-
-def recovery_directory(settings: Settings, flow: str) -> Path:
-    """Return where Bytewax keeps the names of checkpoints."""
-    return settings.state.directory / flow / "bytewax"

@@ -25,7 +25,7 @@ from bytewax.outputs import Sink
 from flows.decide import dead_records, decoder, stores
 from flows.settings import Settings
 from models.arms import policy_spec_hash
-from operators import attribution, item_stats
+from operators import attribution_state, item_stats
 from operators.attribution import Attribution
 from operators.codec import encode, headers
 from operators.hops import ItemSignal, Reward, ShardBatch
@@ -75,7 +75,10 @@ def build(settings: Settings, ends: Ends, *, n_workers: int = 1) -> Dataflow:
     """Connect the steps; see `flows.decide.build` for the arguments."""
     make_stores = stores(settings, "learn", n_workers)
     user_stores = make_stores(
-        "attribution", attribution.encode_state, attribution.decode_state, attribution.new_state
+        "attribution",
+        attribution_state.encode_state,
+        attribution_state.decode_state,
+        attribution_state.new_state,
     )
     item_stores = make_stores(
         "items", item_stats.encode_state, item_stats.decode_state, item_stats.new_state
@@ -151,11 +154,16 @@ def signals_by_shard(learned: list[tuple[str, Any]]) -> list[tuple[str, ItemSign
 
 
 def policy_records(rows: list[tuple[str, PolicyShard]]) -> list[Keyed]:
-    """Encode learners' rows, keyed by shard."""
-    return [
-        _record(row.shard, f"{row.shard}:{row.version}", encode(row), "push.policy.v1", row.time_ms)
-        for _key, row in rows
-    ]
+    """Encode learners' rows, keyed by shard.
+
+    A release that changes the columns begins at version 1 again: the columns are in the id, so
+    that `TableSink` does not take its rows for old ones.
+    """
+    records = []
+    for _key, row in rows:
+        record_id = f"{row.shard}:{row.feature_spec}:{row.version}"
+        records.append(_record(row.shard, record_id, encode(row), "push.policy.v1", row.time_ms))
+    return records
 
 
 def item_records(rows: list[tuple[str, tuple[str, ItemStats | None]]]) -> list[Keyed]:

@@ -9,6 +9,7 @@ tables do. With `ranking.frozen` they stay as they were at the start, and replay
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flows.settings import Settings
 from models.serving import StudentScorer
@@ -26,6 +27,13 @@ from operators.policy_table import PolicyTable
 POLL_SECONDS = 0.02  # between looks at the topics
 POLL_MESSAGES = 100  # rows a look at most, 15 us each: a backlog must not stall decisions
 APPLY_SECONDS = 0.25  # between two refreshes, which sort trends and merge the learners' shards
+
+
+def followed(settings: Settings) -> list[str]:
+    """Return the topics that tables are read from, by their own names, in the order of reading."""
+    names = ["push.items.v1", "push.item-stats.v1", "push.policy.v1"]
+    names += [] if settings.campaigns_file else ["push.campaigns.v1"]
+    return names + ([] if settings.model_path else ["push.models.v1"])
 
 
 class Tables:
@@ -76,24 +84,16 @@ class Tables:
         on_progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         """Read the topics whole, and follow them from then on unless frozen."""
-        names = settings.topics
-        handlers = {
-            names["push.items.v1"]: table_handler(Item, self.apply_item, "push.items.v1"),
-            names["push.item-stats.v1"]: table_handler(
-                ItemStats, self._apply_stats, "push.item-stats.v1"
-            ),
-            names["push.policy.v1"]: table_handler(
-                PolicyShard, self.policies.apply, "push.policy.v1"
-            ),
+        rows: dict[str, tuple[type[Any], Callable[[str, Any], None]]] = {
+            "push.items.v1": (Item, self.apply_item),
+            "push.item-stats.v1": (ItemStats, self._apply_stats),
+            "push.policy.v1": (PolicyShard, self.policies.apply),
+            "push.campaigns.v1": (Campaign, self.campaigns.apply),
+            "push.models.v1": (ModelCard, self.models.apply),
         }
-        if not settings.campaigns_file:
-            handlers[names["push.campaigns.v1"]] = table_handler(
-                Campaign, self.campaigns.apply, "push.campaigns.v1"
-            )
-        if not settings.model_path:
-            handlers[names["push.models.v1"]] = table_handler(
-                ModelCard, self.models.apply, "push.models.v1"
-            )
+        handlers = {
+            settings.topics[name]: table_handler(*rows[name], name) for name in followed(settings)
+        }
         self._follower = TableFollower(settings.kafka.client(), handlers)
         self._follower.load(on_progress)
         self.apply_changes()

@@ -12,6 +12,9 @@ _MAX_MESSAGE_BYTES = 1_048_576
 # Event time may run ahead of the broker's clock (simulations, time zones set wrong): the decoder
 # refuses what is too far ahead, with a dead letter; the broker would stop the producer instead.
 _ANY_MS = str(2**63 - 1)
+# Of three copies: a record counts as written with two, so one node may be lost, for ever even,
+# with nothing of what a flow rests on; with two lost the flow waits.
+_MIN_IN_SYNC = "2"
 
 
 def specs(settings: Settings) -> list[Spec]:
@@ -28,6 +31,8 @@ def specs(settings: Settings) -> list[Spec]:
             "message.timestamp.after.max.ms": _ANY_MS,
         }
         kafka = settings.kafka
+        if kafka.replication >= 3:
+            config["min.insync.replicas"] = _MIN_IN_SYNC
         if not topic.is_compacted:
             own = topic.retention_ms if kafka.retention_ms is None else kafka.retention_ms
             config["retention.ms"] = str(own)

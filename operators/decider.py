@@ -1,12 +1,15 @@
 """Decider: the one answer to each trigger, held against everything a push may not do.
 
-Reads   ranked triggers of one shard, in order, and what has been sent to each user.
+Reads   ranked triggers of one shard, in order, what has been sent to each user, and after a crash
+        what was decided before it.
 Emits   exactly one `Decision` a trigger.
 Owns    the decision's id, the order of verdict, policy and content, and the record of sends.
 
 Eligibility comes before the policy, so that the policy chooses among what may be sent and cannot
 explore past it. The draw is seeded by the decision's id, and the id follows from the trigger
-alone: a replay decides the same. A deferred push counts as sent at the time it is planned for.
+alone: a replay with the same tables decides the same. Where a decision was written before a
+crash, that one holds, and what was sent follows it. A deferred push counts as sent at the time it
+is planned for.
 """
 
 import hashlib
@@ -29,8 +32,9 @@ from operators.eligibility import (
     choose_channel,
     item_fault,
 )
+from operators.emitted import Emitted
 from operators.fatigue import PushState
-from operators.hops import Candidate, Forget, Ranked, Trigger
+from operators.hops import Candidate, Forget, Ranked, Standing, Trigger
 from operators.messages import (
     NONE_ARM,
     Action,
@@ -106,6 +110,8 @@ class Decider:
         How long feedback may credit a decision, milliseconds of event time.
     top_explanations
         Columns that each decision explains itself by.
+    emitted
+        Decisions that were written before a crash, None where there are none.
 
     Notes
     -----
@@ -121,6 +127,7 @@ class Decider:
         item_of: Callable[[str], Item | None],
         window_ms: int,
         top_explanations: int = 5,
+        emitted: Emitted | None = None,
     ) -> None:
         self._pushes = pushes
         self._campaigns = campaigns
@@ -129,21 +136,35 @@ class Decider:
         self._window_ms = window_ms
         self._top = top_explanations
         self._spec = policy_spec_hash()
+        self._emitted = emitted
 
-    def on_batch(self, batch: list[Ranked | Forget]) -> list[Decision]:
+    def on_batch(self, batch: list[Ranked | Forget]) -> list[Decision | Standing]:
         """Return one decision for each ranked trigger, in order."""
-        decisions = []
+        answers: list[Decision | Standing] = []
+        decision: Decision | None = None
         for ranked in batch:
             if isinstance(ranked, Forget):
                 self._pushes.delete(ranked.user_id)
                 continue
-            decision = self._decide(ranked)
+            written = self._emitted.take(ranked.trigger) if self._emitted is not None else None
+            if written is None:
+                decision = self._decide(ranked)
+                answers.append(decision)
+            else:
+                decision = written
+                self._follow(written)
+                answers.append(Standing(written))
             metrics.DECISIONS.labels(decision.outcome, decision.reason_codes[0]).inc()
-            decisions.append(decision)
-        if decisions and self._policies.newest_ms:
-            age_ms = decisions[-1].decided_at - self._policies.newest_ms
+        if decision is not None and self._policies.newest_ms:
+            age_ms = decision.decided_at - self._policies.newest_ms
             metrics.POLICY_AGE_SECONDS.set(age_ms / 1_000)
-        return decisions
+        return answers
+
+    def _follow(self, written: Decision) -> None:
+        """Record the send of a decision as `_decide` did when it made it."""
+        chosen = written.learning.action_set[written.learning.chosen].item_id
+        if written.outcome in ("send", "defer") and chosen != NONE_ARM:
+            self._pushes.get(written.user_id).record_send(written.delivery.send_after, chosen)
 
     def _decide(self, ranked: Ranked) -> Decision:
         trigger = ranked.trigger

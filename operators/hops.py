@@ -117,6 +117,12 @@ class Ranked(NamedTuple):
     model_version: str
 
 
+class Standing(NamedTuple):
+    """A decision that was written before a crash, and stands in place of the replay's own."""
+
+    decision: Decision
+
+
 class Reward(NamedTuple):
     """One thing to learn: features of the chosen arm and its reward, or a change of it."""
 

@@ -11,36 +11,56 @@ A part's name is a recovery key: renaming one loses its position. The other name
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, Generic
 
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
+from confluent_kafka import TopicPartition
 
 from operators.hops import RawMessage
-from operators.kafka_admin import broker_info, create_topics, topic_drift, touch_topics
+from operators.kafka_admin import (
+    broker_info,
+    create_topics,
+    topic_drift,
+    topic_shapes,
+    touch_topics,
+)
 from operators.kafka_client import (
     KafkaFailure,
     address,
     consumer_settings,
     count_partitions,
     open_consumer,
+    watermarks,
 )
-from operators.kafka_sink import (
-    OutRecord,
-    PartitionWriter,
+from operators.kafka_sink import OutRecord, PartitionWriter, Writer, murmur2, partition_of
+from operators.kafka_source import (
+    COME_BACK_SECONDS,
+    Decoder,
+    Item_co,
+    PartitionReader,
+    Snapshot,
+    Start,
+)
+from operators.kafka_standing import (
+    Ids,
     RecoverFrom,
-    Writer,
-    murmur2,
-    partition_of,
+    Standing,
+    Versions,
+    first_to_read,
+    read_to_end,
+    reader_settings,
 )
-from operators.kafka_source import Decoder, Item_co, PartitionReader, Snapshot, Start
 from operators.kafka_tables import Reader, TableFollower
+from operators.kafka_transactions import Fenced, Lanes
 
 __all__ = [
     "CopartitionedSource",
     "Decoder",
     "ExactlyOnceSink",
+    "Fenced",
     "KafkaFailure",
     "OutRecord",
     "RawMessage",
@@ -59,6 +79,7 @@ __all__ = [
 ]
 
 _STOP = threading.Event()
+_FENCES_AT_ONCE: Final = 16  # each is two producers for half a second
 
 
 def request_stop() -> None:
@@ -92,6 +113,14 @@ class _ReaderPart(PartitionReader[Item_co], StatefulSourcePartition):
 class _WriterPart(PartitionWriter, StatefulSinkPartition):
     """A writer, by the type that Bytewax asks for."""
 
+    def close(self) -> None:
+        """Leave the broker, and wait for nothing: the last snapshot has.
+
+        Bytewax closes its parts also when an error ends the flow. Another error from here would
+        then abort the process, and nobody would learn of the first.
+        """
+        self._drop()
+
 
 class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
     """Reads topics that are partitioned alike; part "p" holds partition p of each.
@@ -122,7 +151,7 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
     -----
     Bytewax polls an idle part once a millisecond; a poll costs 2 µs. See
     `operators.kafka_source.PartitionReader` for the order between topics, what happens when an
-    offset is gone, and the bound of memory.
+    offset is not there, and the bound of memory.
 
     Examples
     --------
@@ -167,6 +196,8 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
     ) -> None:
         self._client = client
         self._topics = topics
+        self._topic_ids: dict[str, str | None] | None = None  # asked once for all parts
+        self._come_back_seconds = COME_BACK_SECONDS
         self._make_decoder = make_decoder
         self._options: dict[str, Any] = {
             "lead": lead,
@@ -183,37 +214,49 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
         if len(set(found.values())) != 1:
             raise KafkaFailure(
                 f"these topics must have the same number of partitions, but have {found}. "
-                "Make the short ones anew: pushflow topics create"
+                "Add partitions to the short ones: kafka-topics.sh --alter --partitions"
             )
+        shapes = topic_shapes(self._client, self._topics)
+        self._topic_ids = {topic: shape.topic_id for topic, shape in shapes.items()}
         return [str(partition) for partition in range(found[self._topics[0]])]
 
     def build_part(
         self, step_id: str, for_part: str, resume_state: Snapshot | None
     ) -> _ReaderPart[Item_co]:
         """Begin or resume one partition."""
-        offsets, state = resume_state or ((), None)
+        positions, state = resume_state or ((), None)
         decoder = self._make_decoder(int(for_part), state)
-        return _ReaderPart(
+        part = _ReaderPart(
             self._client,
             self._topics,
             int(for_part),
             decoder=decoder,
-            offsets=dict(offsets),
+            positions=positions,
+            topic_ids=self._topic_ids,
+            come_back_seconds=self._come_back_seconds,
             **self._options,
         )
+        self._come_back_seconds -= part.waited_seconds  # shared: one wait for all parts
+        return part
 
 
 class _PartitionedSink(FixedPartitionedSink):
     """A part for each partition of one topic; a key goes where Kafka would put it."""
 
-    _keeps_ids: bool
+    _make_standing: Callable[[], Standing]
 
     def __init__(
-        self, client: Mapping[str, Any], topic: str, *, recover_from: RecoverFrom = "earliest"
+        self,
+        client: Mapping[str, Any],
+        topic: str,
+        *,
+        recover_from: RecoverFrom = "earliest",
+        n_lanes: int = 1,
     ) -> None:
         self._client = client
         self._topic = topic
         self._recover_from = recover_from
+        self._n_lanes = n_lanes
 
     def list_parts(self) -> list[str]:
         """Return a part for each partition; Bytewax sorts names, hence the zeros."""
@@ -232,8 +275,9 @@ class _PartitionedSink(FixedPartitionedSink):
             self._topic,
             int(for_part),
             resume=resume_state,
-            keeps_ids=self._keeps_ids,
+            standing=self._make_standing(),
             recover_from=self._recover_from,
+            n_lanes=self._n_lanes,
         )
 
 
@@ -247,31 +291,67 @@ class ExactlyOnceSink(_PartitionedSink):
     client
         librdkafka settings.
     topic
-        Full name. This sink must be its only writer.
+        Full name. This sink must be its only writer; the newest start fences those before it.
     recover_from
         How much of a partition is read for ids where no snapshot says where to begin (the
-        first start, or a crash before the first snapshot): all of it, or its newest n records.
-        Set n where the topic is long and the input begins at "latest".
+        first start, or a crash before the first snapshot): all of it, or its newest n offsets, of
+        which each transaction takes one. Set n where the topic is long and the input begins at
+        "latest".
+    n_lanes
+        2 where a record is to be seen within milliseconds, 1 where that does not count.
 
     Notes
     -----
-    A snapshot is taken once all is delivered, and holds the partition's next offset. A resumed
+    Records are written in transactions: read the topic with `isolation.level=read_committed`.
+    A snapshot is taken once all is committed, and holds the partition's next offset. A resumed
     part reads its own partition from there to the end, and skips a replayed record whose id
     stands there. So ids must follow from the input alone, and never repeat.
 
     The default of `recover_from` reads all, for then even the loss of the recovery store sends
-    no user a second push. Memory: about 130 bytes an id read.
+    no user a second push. Memory: about 130 bytes an id read. A partition costs a thread, and
+    four more and 700 KB for each lane.
     """
 
-    _keeps_ids = True
+    _make_standing = Ids
+
+    def standing(self, snapshots: Mapping[str, int]) -> Iterator[RawMessage]:
+        """Fence all partitions, then yield what stands in them beyond their parts' snapshots.
+
+        Parameters
+        ----------
+        snapshots
+            By part. A partition without one is read as `recover_from` says.
+
+        Notes
+        -----
+        Call it before the flow starts: it would fence the flow's own parts. Each process of a
+        cluster may do so, for Bytewax builds no part before all processes have met. After the
+        fence nobody can add to what is read here.
+        """
+        parts = self.list_parts()
+        with ThreadPoolExecutor(_FENCES_AT_ONCE) as pool:
+            list(pool.map(self._fence, parts))
+        with open_consumer(reader_settings(self._client)) as consumer:
+            begins = []
+            for part in parts:
+                low, end = watermarks(consumer, self._topic, int(part))
+                place, resume = f"{self._topic}[{int(part)}]", snapshots.get(part)
+                begin = first_to_read(place, low, end, resume, self._recover_from)
+                begins.append(TopicPartition(self._topic, int(part), begin))
+            for found in read_to_end(consumer, self._client, begins):
+                where = found.topic(), found.partition(), found.offset()
+                yield RawMessage(*where, found.key(), found.value(), found.timestamp()[1])
+
+    def _fence(self, part: str) -> None:
+        Lanes(self._client, self._topic, int(part), self._n_lanes).fence()
 
 
 class TableSink(_PartitionedSink):
     """Writes rows of a compacted topic, where the last write of a key wins.
 
-    Items are (key, `OutRecord`), as for `ExactlyOnceSink`; ids are written and never compared.
-    A snapshot waits until all is delivered. After a crash rows may be written again, and a
-    replay may then write an older row for a moment, before it catches up.
+    Items are (key, `OutRecord`), as for `ExactlyOnceSink`; an id ends with ":" and the version.
+    A snapshot waits until all is committed. A resumed part reads which versions stand beyond its
+    snapshot, and withholds what a replay makes anew of older ones: no table goes back.
     """
 
-    _keeps_ids = False
+    _make_standing = Versions

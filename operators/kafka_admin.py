@@ -10,13 +10,23 @@ partitions and no settings, and differences in settings cannot be seen.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
-from operators.kafka_client import KafkaFailure, address, client_log, without_fetching
+from operators.kafka_client import (
+    START_SECONDS,
+    KafkaFailure,
+    address,
+    attempts,
+    client_log,
+    is_transient,
+    without_fetching,
+)
 
 # (name, partitions, replication, settings such as "cleanup.policy")
 Spec = tuple[str, int, int, Mapping[str, str]]
+
+_NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"  # sixteen zero bytes: what a broker older than ids is read as
 
 
 class BrokerInfo(NamedTuple):
@@ -32,8 +42,68 @@ class BrokerInfo(NamedTuple):
         return self.cluster_id.startswith("mockCluster")
 
 
-def _admin(client: Mapping[str, Any]) -> AdminClient:
+class Shape(NamedTuple):
+    """What the parts of a flow rest on: which topic it is, and its width."""
+
+    topic_id: str | None  # a topic made anew gets another; None: the broker has no ids
+    n_partitions: int
+
+
+def open_admin(client: Mapping[str, Any]) -> AdminClient:
+    """Return a client for requests about topics; it must outlive the futures that it returns."""
     return AdminClient({"logger": client_log} | without_fetching(client))
+
+
+def look_at_topics(
+    admin: AdminClient, topics: Sequence[str], timeout_s: float = 5.0
+) -> dict[str, Shape]:
+    """Return the shapes of those of `topics` that are there, by name.
+
+    Raises
+    ------
+    confluent_kafka.KafkaException
+        If the broker does not answer within `timeout_s` seconds, or refuses.
+    """
+    found = admin.list_topics(timeout=timeout_s)
+    if (found.cluster_id or "").startswith("mockCluster"):  # it would not answer what follows
+        there = [topic for topic in topics if topic in found.topics]
+        return {topic: Shape(None, len(found.topics[topic].partitions)) for topic in there}
+    shapes = {}
+    asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=timeout_s)
+    for topic, future in asked.items():
+        try:
+            answer = future.result()
+        except KafkaException as exception:
+            if exception.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                continue
+            raise
+        name = str(answer.topic_id)
+        shapes[topic] = Shape(None if name == _NO_ID else name, len(answer.partitions))
+    return shapes
+
+
+def topic_shapes(
+    client: Mapping[str, Any], topics: Sequence[str], wait_s: float = START_SECONDS
+) -> dict[str, Shape]:
+    """Return the shapes of those of `topics` that are there; wait for the broker.
+
+    Raises
+    ------
+    KafkaFailure
+        If the broker does not answer for `wait_s` seconds, or refuses.
+    """
+    admin = open_admin(client)
+    for is_last in attempts(wait_s, f"topics at {address(client)}"):
+        try:
+            return look_at_topics(admin, topics)
+        except KafkaException as exception:
+            error = exception.args[0]
+            if is_last or not is_transient(error):
+                raise KafkaFailure(
+                    f"{address(client)} does not describe its topics: {error.str()}. "
+                    "`pushflow doctor` tells more"
+                ) from exception
+    raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 def broker_info(client: Mapping[str, Any], timeout_s: float = 5.0) -> BrokerInfo:
@@ -45,7 +115,7 @@ def broker_info(client: Mapping[str, Any], timeout_s: float = 5.0) -> BrokerInfo
         If no broker answers within `timeout_s` seconds.
     """
     try:
-        found = _admin(client).list_topics(timeout=timeout_s)
+        found = open_admin(client).list_topics(timeout=timeout_s)
     except KafkaException as exception:
         raise KafkaFailure(
             f"no Kafka answers at {address(client)}: {exception.args[0].str()}. "
@@ -77,7 +147,7 @@ def create_topics(client: Mapping[str, Any], specs: Sequence[Spec]) -> list[str]
         for name, n, copies, settings in missing
     ]
     made = []
-    admin = _admin(client)  # must outlive its futures
+    admin = open_admin(client)  # must outlive its futures
     for name, future in admin.create_topics(new, request_timeout=30).items():
         try:
             future.result()
@@ -93,7 +163,7 @@ def create_topics(client: Mapping[str, Any], specs: Sequence[Spec]) -> list[str]
 
 def touch_topics(client: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Ask for topics by name, which makes them where topics appear on first use."""
-    admin = _admin(client)
+    admin = open_admin(client)
     for name in names:
         admin.list_topics(name, timeout=10)
     return list(names)
@@ -126,7 +196,7 @@ def _settings(client: Mapping[str, Any], names: Sequence[str]) -> dict[str, dict
     """Return the settings of topics, by name."""
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     found = {}
-    admin = _admin(client)  # must outlive its futures
+    admin = open_admin(client)  # must outlive its futures
     for resource, future in admin.describe_configs(resources, request_timeout=30).items():
         try:
             entries = future.result()

@@ -210,7 +210,7 @@ def count_partitions(handle: Any, topic: str, where: str, wait_s: float = START_
     KafkaFailure
         If the broker does not answer, or has no such topic, after `wait_s` seconds.
     """
-    for is_last in _attempts(wait_s, f"topic {topic} at {where}"):
+    for is_last in attempts(wait_s, f"topic {topic} at {where}"):
         try:
             found = handle.list_topics(topic, timeout=min(5.0, wait_s)).topics[topic]
             if found.error is None and found.partitions:
@@ -237,7 +237,7 @@ def watermarks(
         If the broker does not tell after `wait_s` seconds.
     """
     is_first = True
-    for is_last in _attempts(wait_s, f"the offsets of {topic}[{partition}]"):
+    for is_last in attempts(wait_s, f"the offsets of {topic}[{partition}]"):
         try:
             if not is_first:
                 # librdkafka keeps what it knows of a topic for 15 minutes, even if that was half
@@ -255,7 +255,7 @@ def watermarks(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
-def _attempts(wait_s: float, what: str) -> Iterator[bool]:
+def attempts(wait_s: float, what: str) -> Iterator[bool]:
     """Yield whether this is the last attempt, five a second until `wait_s` seconds are over."""
     deadline = time.monotonic() + wait_s
     is_said = False

@@ -1,37 +1,47 @@
 """Writing to Kafka: once each, last one wins, or by a tool.
 
 Emits   records, with Kafka's own partitioner, so that every other client finds a key again.
-Owns    how a resumed writer finds out what stands in its partition already, and what becomes
-        of a delivery that fails.
+Owns    the queue between a flow and its transactions, and how a writer opens and closes.
 
-A writer owns one partition of one topic. At a snapshot it waits until all is delivered and
-returns the next offset. When it is resumed it reads from there to the end, remembers the ids,
-and skips what is written again. Bytewax comes in at `operators.kafka`.
+A writer owns one partition of one topic. A thread of its own fences the partition, reads what
+stands there beyond the snapshot, and from then on commits what the flow has queued meanwhile: one
+record when little comes, hundreds under load. So no commit stands in the flow's way; a full queue
+does, and a snapshot waits until all is committed. Bytewax comes in at `operators.kafka`.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from operators.kafka_client import (
     ErrorLog,
     KafkaFailure,
-    address,
-    consumer_settings,
     log,
     open_consumer,
     producer_settings,
-    take,
     watermarks,
 )
+from operators.kafka_standing import (
+    ID_HEADER,
+    Ids,
+    RecoverFrom,
+    Standing,
+    first_to_read,
+    id_of,
+    read_to_end,
+    reader_settings,
+)
+from operators.kafka_transactions import Abandoned, Lanes, Record, not_delivered
 from operators.metrics import SINK_SKIPPED
 
-ID_HEADER = "ce_id"  # CloudEvents: where a record carries its id
-RecoverFrom = Literal["earliest"] | int
 Headers = Sequence[tuple[str, bytes]]
 
 _MASK = 0xFFFFFFFF
+_IDLE_SECONDS: Final = 1.0  # between two looks at a connection that nothing is written to
+_JOIN_SECONDS: Final = 5.0  # for a thread that was told to end and is within a call
 
 
 class OutRecord(NamedTuple):
@@ -42,6 +52,7 @@ class OutRecord(NamedTuple):
     value: bytes | None  # None: a tombstone
     headers: Headers
     timestamp_ms: int  # 0: now
+    is_standing: bool = False  # it is known to stand in the topic, and is not written again
 
 
 def murmur2(data: bytes) -> int:
@@ -72,89 +83,38 @@ def partition_of(key: str, n_partitions: int) -> int:
     return (murmur2(key.encode()) & 0x7FFFFFFF) % n_partitions
 
 
-class _Deliveries:
-    """A producer that pushes back when its queue is full, and tells of each failed delivery.
-
-    Raises
-    ------
-    operators.kafka_client.KafkaFailure
-        At the next call, if a record was not taken. Within `message.timeout.ms` (2 minutes)
-        librdkafka tries again by itself, in order and without repeats.
-    """
-
-    def __init__(self, client: Mapping[str, Any]) -> None:
-        self.errors = ErrorLog(client)
-        self._address = address(client)
-        self._failure: KafkaFailure | None = None
-        self.offsets: dict[tuple[str, int], int] = {}  # next, by (topic, partition)
-        settings = producer_settings(client, {"error_cb": self.errors.on_error})
-        # The fence goes here, ahead of any look at the topic's end: a `transactional.id` for
-        # each partition and `init_transactions`, so that a dead process's late record is refused.
-        self._producer = Producer(settings)
-
-    def send(self, topic: str, **record: Any) -> None:
-        while True:
-            try:
-                self._producer.produce(topic, on_delivery=self._on_delivery, **record)
-                return
-            except BufferError:  # full: wait for deliveries, and for nothing else
-                self._producer.poll(0.1)
-                self.check()
-            except KafkaException as exception:
-                raise self._explain(topic, exception.args[0]) from exception
-
-    def poll(self) -> None:
-        self._producer.poll(0)
-        self.check()
-
-    def flush(self) -> None:
-        while self._producer.flush(1.0):
-            self.check()
-        self.check()
-        self.errors.all_well()
-
-    def check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-        self.errors.check()
-
-    def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
-        if error is not None:
-            self._failure = self._failure or self._explain(message.topic(), error)
-            return
-        # A repeat that the broker recognised comes without an offset: the next offset then stays
-        # too low, and a resumed writer reads a little more than it must.
-        where = message.topic(), message.partition()
-        self.offsets[where] = max(self.offsets.get(where, 0), message.offset() + 1)
-
-    def _explain(self, topic: str, error: KafkaError) -> KafkaFailure:
-        return KafkaFailure(
-            f"a record for {topic} was not delivered to {self._address}: {error.name()}: "
-            f"{error.str()}. See the broker's log, and the topic's settings for size, timestamps "
-            "and rights. Started again, a flow goes on from its last snapshot and loses nothing"
-        )
-
-
 class PartitionWriter:
-    """Writes one partition of a topic.
+    """Writes one partition of a topic, in transactions, from a thread of its own.
 
     Parameters
     ----------
     client
         librdkafka settings.
     topic, partition
-        Where to write. We must be the only writer.
+        Where to write. Whoever wrote there before is fenced.
     resume
         Next offset, from `snapshot`; None where there is no snapshot.
-    keeps_ids
-        Skip records whose ids stand in the partition beyond `resume`.
+    standing
+        What of a replay is not written again: `Ids()` or `Versions()`.
     recover_from
-        Without `resume`: read the whole partition, or its newest n records.
+        Without `resume`, and for ids: read the whole partition, or its newest n offsets.
+    n_lanes
+        See `operators.kafka_transactions.Lanes`.
+    max_waiting
+        Records in the queue from which on `write_batch` waits.
+
+    Raises
+    ------
+    operators.kafka_transactions.Fenced
+        From the next call, once another process has taken over the partition.
+    operators.kafka_client.KafkaFailure
+        From the next call, if the partition could not be opened or a record not delivered.
 
     Notes
     -----
-    Memory: about 130 bytes for each id read at the start, until it is replayed; and a queue of
-    at most 64 MB.
+    Memory: what `standing` keeps; the queue, `max_waiting` records and one batch more (30 MB of
+    decisions); and as much again in the transaction under way. A writer that is dropped without
+    `close`, as in a crash, leaves its queue unwritten.
     """
 
     def __init__(
@@ -164,84 +124,158 @@ class PartitionWriter:
         partition: int,
         *,
         resume: int | None = None,
-        keeps_ids: bool = True,
+        standing: Standing | None = None,
         recover_from: RecoverFrom = "earliest",
+        n_lanes: int = 1,
+        max_waiting: int = 10_000,
     ) -> None:
-        self._topic = topic
-        self._partition = partition
-        self._deliveries = _Deliveries(client)
-        self._skipped = SINK_SKIPPED.labels(topic)
-        self._ids: set[bytes] = set()
-        with open_consumer(
-            consumer_settings(client, {"auto.offset.reset": "earliest"})
-        ) as consumer:
-            low, end = watermarks(consumer, topic, partition)
-            if keeps_ids:
-                begin = self._begin(low, end, resume, recover_from)
-                self._ids = _standing_ids(consumer, client, TopicPartition(topic, partition, begin))
-        self._deliveries.offsets[topic, partition] = end
-        if self._ids:
-            log.info("%s[%d]: %d records beyond the snapshot", topic, partition, len(self._ids))
+        lanes = Lanes(client, topic, partition, n_lanes)
+        opening = _Opening(client, topic, partition, resume, recover_from)
+        self._queue = _Queue(lanes, Ids() if standing is None else standing, opening, max_waiting)
+        self._thread = threading.Thread(
+            target=self._queue.run, name=f"{topic}[{partition}]", daemon=True
+        )
+        self._thread.start()
+        self._drop = weakref.finalize(self, _abandon, self._queue, self._thread)
 
     def write_batch(self, records: list[OutRecord]) -> None:
-        """Hand records to Kafka; wait only while the queue is full."""
-        n_skipped = 0
-        for record in records:
-            record_id = record.id.encode()
-            if self._ids and record_id in self._ids:
-                self._ids.discard(record_id)
-                n_skipped += 1
-                continue
-            self._deliveries.send(
-                self._topic,
-                partition=self._partition,
-                key=record.key.encode() or None,
-                value=record.value,
-                headers=[*(h for h in record.headers if h[0] != ID_HEADER), (ID_HEADER, record_id)],
-                timestamp=record.timestamp_ms,
-            )
-        if n_skipped:
-            self._skipped.inc(n_skipped)
-        self._deliveries.poll()
+        """Queue records; wait only while the queue is full."""
+        self._queue.put(records)
 
     def snapshot(self) -> int:
-        """Wait until all is delivered; return the next offset."""
-        self._deliveries.flush()
-        return self._deliveries.offsets[self._topic, self._partition]
+        """Wait until all is committed; return the next offset."""
+        return self._queue.settle()
 
     def close(self) -> None:
-        """Wait until all is delivered."""
-        self._deliveries.flush()
-
-    def _begin(self, low: int, end: int, resume: int | None, recover_from: RecoverFrom) -> int:
-        """Return the first offset to read ids from."""
-        if resume is None:
-            return low if recover_from == "earliest" else max(low, end - recover_from)
-        if not low <= resume <= end:
-            log.warning(
-                "%s[%d]: offset %d of the snapshot is gone (there are %d to %d): records may "
-                "be written twice",
-                *(self._topic, self._partition, resume, low, end),
-            )
-        return max(low, resume)
+        """Wait until all is committed, and leave the broker."""
+        try:
+            self._queue.settle()
+        finally:
+            self._drop()
 
 
-def _standing_ids(
-    consumer: Consumer, client: Mapping[str, Any], begin: TopicPartition
-) -> set[bytes]:
-    """Return the ids of all records from an offset to the end."""
-    errors = ErrorLog(client)
-    ids: set[bytes] = set()
-    consumer.assign([begin])
-    while True:
-        for message in take(consumer, 1_000, 0.2):
-            error = message.error()
-            if error is None:
-                ids.update(v for k, v in message.headers() or () if k == ID_HEADER)
-            elif error.code() == KafkaError._PARTITION_EOF:
-                return ids
-            else:
-                errors.wait_out(f"{begin.topic}[{begin.partition}]", error)
+class _Opening(NamedTuple):
+    """Where a writer begins."""
+
+    client: Mapping[str, Any]
+    topic: str
+    partition: int
+    resume: int | None
+    recover_from: RecoverFrom
+
+
+class _Queue:
+    """What the flow's thread and the writing thread share."""
+
+    def __init__(
+        self, lanes: Lanes, standing: Standing, opening: _Opening, max_waiting: int
+    ) -> None:
+        self._lanes = lanes
+        self._standing = standing
+        self._opening = opening
+        self._max_waiting = max_waiting
+        self._skipped = SINK_SKIPPED.labels(opening.topic)
+        self._change = threading.Condition()  # of all below
+        self._waiting: list[OutRecord] = []
+        self._is_busy = True  # with opening, or with a batch
+        self._is_ending = False
+        self._failure: Exception | None = None
+
+    def put(self, records: list[OutRecord]) -> None:
+        with self._change:
+            self._wait(lambda: len(self._waiting) < self._max_waiting)
+            self._waiting += records
+            self._change.notify_all()
+
+    def settle(self) -> int:
+        with self._change:
+            self._wait(lambda: not self._waiting and not self._is_busy)
+            return self._lanes.next_offset
+
+    def abandon(self) -> None:
+        with self._change:
+            self._is_ending = True
+            self._waiting.clear()
+            self._change.notify_all()
+        self._lanes.abandon()
+
+    def _wait(self, is_so: Callable[[], bool]) -> None:
+        self._change.wait_for(lambda: self._failure is not None or is_so())
+        if self._failure is not None:
+            raise self._failure
+
+    def run(self) -> None:
+        """Open the partition, then write until abandoned or failed."""
+        try:
+            self._open()
+            while (records := self._take()) is not None:
+                self._write(records)
+        except Abandoned:
+            pass
+        except Exception as error:  # whatever it is must stop the flow as well
+            with self._change:
+                self._failure = error
+                self._change.notify_all()
+
+    def _open(self) -> None:
+        client, topic, partition, resume, recover_from = self._opening
+        self._lanes.fence()  # ahead of any look at the end, which moves no more from here on
+        with open_consumer(reader_settings(client)) as consumer:
+            low, end = watermarks(consumer, topic, partition)
+            self._lanes.next_offset = end
+            if resume is not None or self._standing.reads_all:
+                begin = first_to_read(f"{topic}[{partition}]", low, end, resume, recover_from)
+                place = TopicPartition(topic, partition, begin)
+                for message in read_to_end(consumer, client, [place]):
+                    if (found := id_of(message)) is not None:
+                        self._standing.note(found)
+        if len(self._standing):
+            log.info("%s[%d]: %d beyond the snapshot", topic, partition, len(self._standing))
+
+    def _take(self) -> list[OutRecord] | None:
+        """Return all that waits; None when there will be no more."""
+        with self._change:
+            self._is_busy = False
+            self._change.notify_all()
+            while not self._waiting:
+                if self._is_ending:
+                    return None
+                if not self._change.wait(_IDLE_SECONDS):
+                    self._lanes.serve()
+            records, self._waiting = self._waiting, []
+            self._is_busy = True
+            self._change.notify_all()
+            return records
+
+    def _write(self, records: list[OutRecord]) -> None:
+        fresh = [
+            _arguments(record)
+            for record in records
+            # In this order: what is known to stand there must be forgotten too.
+            if not self._standing.withholds(record.id, record.value) and not record.is_standing
+        ]
+        if fresh:
+            self._lanes.write(fresh)
+        if len(fresh) < len(records):
+            self._skipped.inc(len(records) - len(fresh))
+
+
+def _arguments(record: OutRecord) -> Record:
+    return {
+        "key": record.key.encode() or None,
+        "value": record.value,
+        "headers": [
+            *(header for header in record.headers if header[0] != ID_HEADER),
+            (ID_HEADER, record.id.encode()),
+        ],
+        "timestamp": record.timestamp_ms,
+    }
+
+
+def _abandon(queue: _Queue, thread: threading.Thread) -> None:
+    """End a writer's thread; also at the end of the process, ahead of the interpreter's own end."""
+    queue.abandon()
+    thread.join(_JOIN_SECONDS)
 
 
 class Writer:
@@ -255,7 +289,9 @@ class Writer:
     Raises
     ------
     operators.kafka_client.KafkaFailure
-        From `send` or `flush`, if an earlier record was not delivered.
+        From `send` or `flush`, if an earlier record was not delivered. Within
+        `message.timeout.ms` (2 minutes) librdkafka tries again by itself, in order and without
+        repeats.
 
     Notes
     -----
@@ -264,7 +300,10 @@ class Writer:
     """
 
     def __init__(self, client: Mapping[str, Any]) -> None:
-        self._deliveries = _Deliveries(client)
+        self._client = client
+        self._errors = ErrorLog(client)
+        self._failure: KafkaFailure | None = None
+        self._producer = Producer(producer_settings(client, {"error_cb": self._errors.on_error}))
 
     def send(
         self,
@@ -275,15 +314,37 @@ class Writer:
         timestamp_ms: int = 0,
     ) -> None:
         """Queue one record; a timestamp of 0 means now."""
-        self._deliveries.send(
-            topic,
-            key=None if key is None else key.encode(),
-            value=value,
-            headers=list(headers),
-            timestamp=timestamp_ms,
-        )
-        self._deliveries.poll()
+        while True:
+            try:
+                self._producer.produce(
+                    topic,
+                    key=None if key is None else key.encode(),
+                    value=value,
+                    headers=list(headers),
+                    timestamp=timestamp_ms,
+                    on_delivery=self._on_delivery,
+                )
+                break
+            except BufferError:  # full: wait for deliveries, and for nothing else
+                self._producer.poll(0.1)
+                self._check()
+            except KafkaException as exception:
+                raise not_delivered(self._client, topic, exception.args[0]) from exception
+        self._producer.poll(0)
+        self._check()
 
     def flush(self) -> None:
         """Wait until all is delivered."""
-        self._deliveries.flush()
+        while self._producer.flush(1.0):
+            self._check()
+        self._check()
+        self._errors.all_well()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._errors.check()
+
+    def _on_delivery(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None and self._failure is None:
+            self._failure = not_delivered(self._client, message.topic(), error)

@@ -50,7 +50,10 @@ class TableFollower:
     -----
     Rows of one key come in order; rows of different partitions in any order. `load` reads one
     topic after the other, in the order of `handlers`, so a table may lean on an earlier one.
-    Where the broker has dropped an offset, the topic is read again from its first message.
+    Where an offset is not there (the topic was made anew, or its log ends before), the topic is
+    read again from its first message: older rows of a key then show for a moment. Rows of an old
+    topic that the new one lacks stay until the next start, which `operators.kafka_watch` brings
+    about: the process then begins with an empty table.
     Memory: librdkafka's queue, at most 16 MB a partition and in practice one fetch.
 
     Examples

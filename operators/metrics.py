@@ -32,6 +32,11 @@ FEEDBACK_IGNORED = Counter(
 )
 POLICY_AGE_SECONDS = Gauge("pushflow_policy_age_seconds", "Age of the policy in use, event time.")
 TABLE_ROWS = Gauge("pushflow_table_rows", "Rows held of a global table.", ["topic"])
+SOURCE_GAPS = Counter(
+    "pushflow_source_gaps",
+    "Messages gone unread (retention), or after they were read (truncated); topics made anew.",
+    ["topic", "reason"],
+)
 LAG = Gauge("pushflow_source_lag", "Messages behind the end.", ["topic", "partition"])
 CHECKPOINT_SECONDS = Histogram(
     "pushflow_checkpoint_seconds",
@@ -39,6 +44,7 @@ CHECKPOINT_SECONDS = Histogram(
     ["store"],
     buckets=_LATENCY_BUCKETS,
 )
+SAVEPOINTS = Counter("pushflow_savepoints", "Savepoints in state.remote.", ["outcome"])
 STATE_TOUCHED = Counter("pushflow_state_touched", "Keys written back at checkpoints.", ["store"])
 REDIS_DROPPED = Counter(
     "pushflow_redis_dropped", "Keys dropped unwritten, for too many waited while Redis was away."

@@ -5,6 +5,8 @@ real one. A subclass gives the fixture `broker`.
 """
 
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -32,6 +34,7 @@ from operators.kafka import (
     request_stop,
     stop_requested,
 )
+from operators.kafka_admin import topic_shapes
 from operators.kafka_sink import PartitionWriter
 from operators.kafka_source import PartitionReader
 
@@ -110,6 +113,11 @@ def record(record_id: str, key: str = "u1") -> OutRecord:
     return OutRecord(key, record_id, record_id.encode(), [("ce_type", b"test")], T0_MS)
 
 
+def row(key: str, version: int, value: bytes | None = None) -> OutRecord:
+    """Return a table's row whose value is its version."""
+    return OutRecord(key, f"{key}:{version}", value or b"%d" % version, [], T0_MS)
+
+
 def recovery(folder: Path) -> RecoveryConfig:
     """Return a recovery store in a new folder."""
     folder.mkdir()
@@ -151,7 +159,8 @@ class KafkaContract:
         part = source.build_part("in", str(partition_of("u1", 4)), None)
         drain(part)
 
-        assert part.snapshot() == (((topic, 2),), 2)
+        topic_id = topic_shapes(broker.client, [topic])[topic].topic_id
+        assert part.snapshot() == (((topic, 2, topic_id),), 2)
 
     def test_lead_topic_is_read_whole_before_the_others(self, broker: Broker) -> None:
         events, users = broker.topic("events"), broker.topic("users")
@@ -175,6 +184,21 @@ class KafkaContract:
         # e2 came late to its own partition, so it stays behind e4; of equals the first topic wins.
         assert words == ["e0", "f1", "e4", "e2", "f4", "e5", "f9"]
 
+    def test_batches_grow_with_what_is_there(self, broker: Broker) -> None:
+        topic, sizes = broker.topic("in"), []
+        part = PartitionReader(
+            *(broker.client, [topic], partition_of("u1", 4)), decoder=Words(), batch_size=100
+        )
+        broker.write(topic, "u1", ["alone"], [0])
+        while sum(sizes) < 1:
+            sizes += [len(batch) for batch in part.next_batch()]
+        broker.write(topic, "u1", ["many"] * 1_000, [1] * 1_000)
+        while sum(sizes) < 1_001:
+            sizes += [len(batch) for batch in part.next_batch()]
+        part.close()
+
+        assert (sizes[0], max(sizes)) == (1, 100)
+
     def test_topic_far_ahead_of_the_other_is_paused_and_loses_nothing(self, broker: Broker) -> None:
         events, feedback = broker.topic("events"), broker.topic("feedback")
         broker.write(events, "u1", [f"e{i}" for i in range(3_000)], list(range(3_000)))
@@ -196,10 +220,10 @@ class KafkaContract:
         first: list[str] = []
         while not first:
             first = [word for batch in part.next_batch() for word in batch]
-        offsets, _ = part.snapshot()
+        positions, _ = part.snapshot()
         part.close()
 
-        rest = read_words(broker, [events, feedback], "u1", offsets=dict(offsets))
+        rest = read_words(broker, [events, feedback], "u1", positions=positions)
 
         assert first + rest == ["e0", "f1", "e2", "f3", "e4", "f5"]
 
@@ -219,17 +243,55 @@ class KafkaContract:
 
         assert words == ["e0", "f1"]
 
-    def test_offset_that_is_gone_starts_the_topic_again_with_a_warning(
+    def test_snapshot_from_before_topics_had_ids_resumes(self, broker: Broker) -> None:
+        topic = broker.topic("in")
+        broker.write(topic, "u1", ["a", "b"], [0, 1])
+
+        assert read_words(broker, [topic], "u1", positions=[(topic, 1)]) == ["b"]
+
+    def test_log_that_stays_short_of_our_offset_is_read_on_at_its_end(
+        self, broker: Broker, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        topic = broker.topic("in")
+        broker.write(topic, "u1", ["a"], [0])
+        lost = metrics.SOURCE_GAPS.labels(topic, "truncated")._value
+
+        with caplog.at_level(logging.WARNING, "pushflow.kafka"):
+            part = PartitionReader(
+                *(broker.client, [topic], partition_of("u1", 4)),
+                decoder=Words(),
+                positions=[(topic, 10)],
+                come_back_seconds=0.3,
+            )
+        broker.write(topic, "u1", ["b"], [1])
+        words: list[str] = []
+        while not words:
+            words += [word for batch in part.next_batch() for word in batch]
+        part.close()
+
+        assert words == ["b"]
+        assert "the log ends at 1, 9 messages before our offset" in caplog.text
+        assert lost.get() == 9
+
+    def test_log_that_comes_back_is_read_on_where_we_stood(
         self, broker: Broker, caplog: pytest.LogCaptureFixture
     ) -> None:
         topic = broker.topic("in")
         broker.write(topic, "u1", ["a"], [0])
 
-        with caplog.at_level(logging.WARNING, "pushflow.kafka"):
-            words = read_words(broker, [topic], "u1", offsets={topic: 10_000})
+        def come_back() -> None:
+            while "its log ends before" not in caplog.text:
+                time.sleep(0.01)
+            broker.write(topic, "u1", ["b", "c"], [1, 2])
 
-        assert words == ["a"]
-        assert "offset 10000 is gone" in caplog.text
+        with caplog.at_level(logging.WARNING, "pushflow.kafka"):
+            broker_heals = threading.Thread(target=come_back)
+            broker_heals.start()
+            words = read_words(broker, [topic], "u1", positions=[(topic, 2)])
+            broker_heals.join()
+
+        assert words == ["c"]
+        assert "going on" not in caplog.text
 
     def test_start_at_latest_passes_over_what_is_there(self, broker: Broker) -> None:
         topic = broker.topic("in")
@@ -309,7 +371,8 @@ class KafkaContract:
         first.write_batch([record("d1"), record("d2")])
         first.close()
 
-        again = PartitionWriter(broker.client, topic, 0, recover_from=1)
+        # Two offsets: the second record's, and that of its transaction's mark.
+        again = PartitionWriter(broker.client, topic, 0, recover_from=2)
         again.write_batch([record("d1"), record("d2")])
         again.close()
 
@@ -380,20 +443,63 @@ class KafkaContract:
         assert n_crashes == 4
         assert sorted((m.value or b"").decode() for m in broker.read(topic)) == sorted(words)
 
-    def test_table_sink_writes_rows_again_and_the_last_one_wins(self, broker: Broker) -> None:
+    def test_sink_tells_what_stands_beyond_its_snapshots(self, broker: Broker) -> None:
+        topic = broker.topic("out")
+        sink = ExactlyOnceSink(broker.client, topic)
+        parts = {key: sink.list_parts()[partition_of(key, 4)] for key in ("u1", "u3")}
+        snapshots = {}
+        for key, part in parts.items():
+            writer = sink.build_part("out", part, None)
+            writer.write_batch([record(f"{key}-old", key)])
+            snapshots[part] = writer.snapshot()
+            writer.write_batch([record(f"{key}-new", key)])
+            writer.snapshot()
+            writer.close()
+
+        found = [m.value for m in sink.standing({parts["u1"]: snapshots[parts["u1"]]})]
+
+        assert parts["u1"] != parts["u3"]
+        assert sorted(found) == [b"u1-new", b"u3-new", b"u3-old"]
+
+    def test_a_record_known_to_stand_elsewhere_is_not_written(self, broker: Broker) -> None:
+        topic = broker.topic("out")
+        sink = PartitionWriter(broker.client, topic, 0)
+        sink.write_batch([record("d1")._replace(is_standing=True), record("d2")])
+        sink.close()
+
+        assert [m.value for m in broker.read(topic)] == [b"d2"]
+
+    def test_a_replay_takes_no_table_back(self, broker: Broker) -> None:
         topic, rows = broker.topic("table"), {}
         sink = TableSink(broker.client, topic)
         name = sink.list_parts()[sink.part_fn("p0") % 4]
-        for value in (b"1", b"2", b"2"):
-            part = sink.build_part("out", name, None)
-            part.write_batch([OutRecord("p0", "p0:1", value, [], T0_MS)])
-            part.snapshot()
+        first = sink.build_part("out", name, None)
+        first.write_batch([row("p0", 1)])
+        resume = first.snapshot()
+        first.write_batch([row("p0", 2), row("p0", 3), row("p0", 4, b"4 too early")])
+        first.snapshot()
+
+        again = sink.build_part("out", name, resume)
+        again.write_batch([row("p0", 2), row("p0", 3), row("p0", 4), row("p0", 5)])
+        again.snapshot()
         follower = TableFollower(broker.client, {topic: rows.__setitem__})
         follower.load()
         follower.close()
 
-        assert rows == {b"p0": b"2"}
-        assert len(broker.read(topic)) == 3
+        assert rows == {b"p0": b"5"}
+        written = [m.value for m in broker.read(topic)]
+        assert written == [b"1", b"2", b"3", b"4 too early", b"4", b"5"]
+
+    def test_a_table_begun_anew_withholds_nothing(self, broker: Broker) -> None:
+        topic = broker.topic("table")
+        sink = TableSink(broker.client, topic)
+        name = sink.list_parts()[sink.part_fn("p0") % 4]
+        for version in (7, 1):
+            part = sink.build_part("out", name, None)
+            part.write_batch([row("p0", version)])
+            part.snapshot()
+
+        assert [m.value for m in broker.read(topic)] == [b"7", b"1"]
 
     def test_follower_loads_tables_whole_and_in_order_then_follows(self, broker: Broker) -> None:
         items, stats, seen, progress = broker.topic("items"), broker.topic("stats"), [], []
@@ -451,9 +557,8 @@ class KafkaContract:
 
     def test_full_queue_pushes_back_and_loses_nothing(self, broker: Broker) -> None:
         topic = broker.topic("out")
-        sink = PartitionWriter(
-            broker.client | {"queue.buffering.max.messages": "10", "linger.ms": "1"}, topic, 0
-        )
+        small = {"queue.buffering.max.messages": "10"}
+        sink = PartitionWriter(broker.client | small, topic, 0)
         sink.write_batch([record(f"d{i}") for i in range(500)])
         sink.close()
 

@@ -14,13 +14,15 @@ from models.posterior import pack_lower, pack_vector
 from operators.campaigns import CampaignTable
 from operators.codec import encode
 from operators.decider import Decider
+from operators.emitted import Emitted
 from operators.fatigue import PushState, decode_state, encode_state, new_state
-from operators.hops import Candidate, Engagement, Forget, History, Ranked, Trigger
+from operators.hops import Candidate, Engagement, Forget, History, Ranked, Standing, Trigger
 from operators.learning import LearnerShard
 from operators.messages import (
     Campaign,
     Caps,
     Consent,
+    Decision,
     Experiment,
     Item,
     PolicyShard,
@@ -263,6 +265,55 @@ def test_a_forgotten_user_has_no_sends_left() -> None:
 
     assert world.decide(Forget("u1", "00"), ranked(trigger("e2", 1))) == [("send", "ok")]
     assert len(list(world.pushes.scan())) == 1
+
+
+def again(first: World, *answers: Decision) -> World:
+    """A world as after a crash: nothing of `first` but the decisions that were written."""
+    world = World(gamma=20.0)
+    world.teach(-5.0)  # by now the policy would send nothing
+    world.subject._emitted = Emitted([encode(answer) for answer in answers])
+    return world
+
+
+def test_what_was_written_before_a_crash_stands_and_counts_as_sent() -> None:
+    first = World()
+    [sent] = first.subject.on_batch([ranked(trigger())])
+    world = again(first, sent)
+
+    [found] = world.subject.on_batch([ranked(trigger())])
+
+    assert (sent.outcome, found) == ("send", Standing(sent))
+    assert list(world.pushes.scan()) == list(first.pushes.scan())
+
+
+def test_a_deferred_push_counts_from_its_planned_time_after_a_crash_too() -> None:
+    quiet = campaign(quiet_hours=QuietHours(start="22:00", end="08:00"), ttl_seconds=86_400)
+    first = World(quiet)
+    [deferred] = first.subject.on_batch([ranked(trigger())])
+    world = again(first, deferred)
+    world.subject.on_batch([ranked(trigger())])
+
+    assert deferred.outcome == "defer"
+    assert list(world.pushes.scan()) == list(first.pushes.scan())
+
+
+def test_what_was_not_sent_before_a_crash_counts_for_nothing() -> None:
+    first = World()
+    first.teach(-5.0)
+    [suppressed] = first.subject.on_batch([ranked(trigger())])
+    world = again(first, suppressed)
+    world.teach(0.5)
+
+    assert world.subject.on_batch([ranked(trigger())]) == [Standing(suppressed)]
+    assert list(world.pushes.scan()) == []
+
+
+def test_another_campaign_makes_no_second_decision_of_a_trigger() -> None:
+    first = World()
+    [sent] = first.subject.on_batch([ranked(trigger())])
+    world = again(first, sent)
+
+    assert world.subject.on_batch([ranked(trigger(), campaign_id="c2")]) == [Standing(sent)]
 
 
 def test_batches_change_no_byte() -> None:

@@ -1,5 +1,6 @@
 """Sources, sinks, tables and tools on the embedded broker, and what needs no broker at all."""
 
+import gc
 import re
 
 import pytest
@@ -84,11 +85,15 @@ def test_broker_that_does_not_answer_is_named_with_a_mend() -> None:
         broker_info(client, timeout_s=0.5)
 
 
-def test_start_waits_for_a_topic_and_then_gives_up_with_a_mend() -> None:
+def test_start_says_what_it_waits_for_and_then_gives_up_with_a_mend(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     client = {"bootstrap.servers": f"127.0.0.1:{free_port()}", "group.id": "g", "log_level": "0"}
 
     with open_consumer(client) as consumer, pytest.raises(KafkaFailure, match="topics create"):
         count_partitions(consumer, "push.events.v1", "here", wait_s=0.3)
+
+    assert "waiting up to 0 s for topic push.events.v1 at here" in caplog.text
 
 
 def test_record_that_is_not_delivered_stops_the_sink() -> None:
@@ -97,7 +102,40 @@ def test_record_that_is_not_delivered_stops_the_sink() -> None:
         sink = PartitionWriter(
             broker.client | {"message.timeout.ms": "300", "log_level": "0"}, "out", 0
         )
+        sink.snapshot()  # it is open
     sink.write_batch([record("d1")])
 
     with pytest.raises(KafkaFailure, match=r"out was not delivered.*_MSG_TIMED_OUT"):
         sink.snapshot()
+
+
+def test_a_full_queue_makes_the_flow_wait() -> None:
+    with EmbeddedBroker() as broker:
+        touch_topics(broker.client, ["out"])
+        sink = PartitionWriter(
+            broker.client | {"message.timeout.ms": "300", "log_level": "0"}, "out", 0, max_waiting=3
+        )
+        sink.snapshot()  # it is open
+    n_taken = 0
+
+    def write_on() -> None:
+        nonlocal n_taken
+        while True:
+            sink.write_batch([record(f"d{n_taken}")])
+            n_taken += 1
+
+    with pytest.raises(KafkaFailure, match="out was not delivered"):
+        write_on()  # nothing goes out, so it waits until that is known
+    assert n_taken <= 6  # as many on their way, and as many waiting
+
+
+def test_a_writer_that_is_dropped_ends_its_thread_and_leaves_its_queue_unwritten() -> None:
+    with EmbeddedBroker() as broker:
+        touch_topics(broker.client, ["out"])
+        sink = PartitionWriter(broker.client, "out", 0)
+        sink.snapshot()
+        thread = sink._thread
+        del sink
+        gc.collect()
+
+    assert not thread.is_alive()

@@ -1,12 +1,32 @@
 """A stage on either broker, and one input for all tests that hold flows to it."""
 
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import absent
+from tests.system.brokers import script
 from tests.system.harness import Case, Stage, make_case
+
+
+@pytest.fixture
+def client(kafka_bootstrap: str) -> dict[str, str]:
+    """A client's settings for the real broker."""
+    return {"bootstrap.servers": kafka_bootstrap}
+
+
+@pytest.fixture
+def mortal_kafka(tmp_path: Path) -> Iterator[Path]:
+    """The directory of a broker of this test's own, to kill."""
+    if not (shutil.which("java") and shutil.which("mvn")):
+        absent("java and mvn, for a broker to kill")
+    started = script("start", tmp_path / "kafka")
+    assert started.returncode == 0, started.stderr
+    yield tmp_path / "kafka"
+    assert script("stop", tmp_path / "kafka").returncode == 0
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,19 @@
 """The Kafka suite on a real broker, and what only a real one can show: kills, marks, settings."""
 
-import os
-import shutil
-import signal
-import subprocess
-import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import bytewax.operators as op
 import pytest
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSource, run_main
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from operators.kafka import (
     CopartitionedSource,
     ExactlyOnceSink,
+    Fenced,
     KafkaFailure,
     Reader,
     TableFollower,
@@ -28,25 +24,11 @@ from operators.kafka import (
 )
 from operators.kafka_sink import PartitionWriter
 from operators.kafka_source import PartitionReader
-from tests.conftest import ROOT, absent
+from operators.kafka_transactions import Lanes, transactional_id
 from tests.contracts.kafka import Broker, KafkaContract, Words, drain, record
+from tests.system.brokers import KEPT, kill, own_topics, script
 
 pytestmark = pytest.mark.system
-
-SCRIPT = [sys.executable, str(ROOT / "deploy" / "kafka" / "kafka")]
-# Messages of tests are dated 2023: with a retention Kafka may drop them at any moment.
-KEPT = {"retention.ms": "-1"}
-
-
-@pytest.fixture
-def client(kafka_bootstrap: str) -> dict[str, str]:
-    return {"bootstrap.servers": kafka_bootstrap}
-
-
-def own_topics(client: dict[str, str]) -> Broker:
-    """Return the broker, with topics named by a uuid."""
-    test = f"test-{uuid.uuid4().hex[:12]}"
-    return Broker(client, lambda topic: create_topics(client, [(topic, 4, 1, KEPT)]), test)
 
 
 class TestOnARealBroker(KafkaContract):
@@ -61,7 +43,7 @@ def test_topics_of_different_widths_are_refused(client: dict[str, str]) -> None:
     create_topics(client, specs)
     source = CopartitionedSource(client, [spec[0] for spec in specs], make_decoder=Words)
 
-    with pytest.raises(KafkaFailure, match=r"same number of partitions.*topics create"):
+    with pytest.raises(KafkaFailure, match=r"same number of partitions.*Add partitions"):
         source.list_parts()
 
 
@@ -121,26 +103,94 @@ def test_marks_of_transactions_do_not_hide_the_end(client: dict[str, str]) -> No
     reader.close()
 
 
-@pytest.fixture
-def mortal_kafka(tmp_path: Path) -> Iterator[Path]:
-    """The directory of a broker of this test's own, to kill."""
-    if not (shutil.which("java") and shutil.which("mvn")):
-        absent("java and mvn, for a broker to kill")
-    subprocess.run([*SCRIPT, "start", "--dir", str(tmp_path)], check=True, capture_output=True)
-    yield tmp_path
-    subprocess.run([*SCRIPT, "stop", "--dir", str(tmp_path)], check=True, capture_output=True)
+def test_a_writer_that_was_taken_over_writes_nothing_more(client: dict[str, str]) -> None:
+    broker = own_topics(client)
+    topic = broker.topic("out")
+    first = PartitionWriter(client, topic, 0, n_lanes=2)
+    first.write_batch([record("d1")])
+    first.snapshot()
+    second = PartitionWriter(client, topic, 0, n_lanes=2)
+    second.snapshot()
+
+    first.write_batch([record("d2")])
+    with pytest.raises(Fenced, match=rf"another process has taken over {topic}\[0\]"):
+        first.snapshot()
+    with pytest.raises(Fenced):
+        first.write_batch([record("d3")])
+    second.write_batch([record("d1"), record("d2")])
+    second.close()
+
+    assert [m.value for m in broker.read(topic)] == [b"d1", b"d2"]
 
 
-def script(command: str, folder: Path) -> "subprocess.CompletedProcess[str]":
-    """Run the start and stop script."""
-    return subprocess.run(
-        [*SCRIPT, command, "--dir", str(folder)], check=False, capture_output=True, text=True
-    )
+def test_a_look_at_what_stands_in_a_topic_fences_whoever_wrote_it(client: dict[str, str]) -> None:
+    topic = own_topics(client).topic("out")
+    sink = ExactlyOnceSink(client, topic)
+    writer = sink.build_part("out", "00000", None)
+    writer.write_batch([record("d1")])
+    writer.snapshot()
+
+    found = [m.value for m in sink.standing({})]
+    writer.write_batch([record("d2")])
+
+    assert found == [b"d1"]
+    with pytest.raises(Fenced):
+        writer.snapshot()
 
 
-def kill(folder: Path) -> None:
-    """Kill the broker as a power cut would."""
-    os.kill(int((folder / "node1" / "pid").read_text()), signal.SIGKILL)
+def test_what_a_dead_writer_left_uncommitted_is_written_again(client: dict[str, str]) -> None:
+    broker = own_topics(client)
+    topic = broker.topic("out")
+    dead = Producer(client | {"transactional.id": transactional_id(topic, 0, 0)})
+    dead.init_transactions()
+    dead.begin_transaction()
+    dead.produce(topic, b"d1", partition=0, headers=[("ce_id", b"d1")])
+    dead.flush()
+
+    successor = PartitionWriter(client, topic, 0)
+    successor.write_batch([record("d1")])
+    successor.close()
+
+    assert [(m.value, m.offset) for m in broker.read(topic)] == [(b"d1", 2)]  # behind d1, aborted
+    with pytest.raises(KafkaException):
+        dead.commit_transaction()
+
+
+class Stumbling(Lanes):
+    """Lanes whose first commit fails as one does whose records were not delivered."""
+
+    has_stumbled = False
+
+    def _repeat(self, call: Callable[[float], None], seconds: float) -> None:
+        if call.__name__ == "commit_transaction" and not self.has_stumbled:
+            self.has_stumbled = True
+            error = KafkaError(KafkaError.UNKNOWN_PRODUCER_ID, "stumbled", txn_requires_abort=True)
+            raise KafkaException(error)
+        super()._repeat(call, seconds)
+
+
+def test_a_transaction_that_failed_is_aborted_and_written_again(client: dict[str, str]) -> None:
+    broker = own_topics(client)
+    topic = broker.topic("out")
+    lanes = Stumbling(client, topic, 0)
+    lanes.fence()
+    lanes.write([{"value": value, "headers": [("ce_id", value)]} for value in (b"d1", b"d2")])
+    lanes.write([{"value": b"d3", "headers": [("ce_id", b"d3")]}])
+
+    assert lanes.has_stumbled
+    assert [m.value for m in broker.read(topic)] == [b"d1", b"d2", b"d3"]
+
+
+def test_what_a_failed_transaction_committed_after_all_is_not_written_again(
+    client: dict[str, str],
+) -> None:
+    lanes = Lanes(client, own_topics(client).topic("out"), 0)
+    first, second = ({"value": value, "headers": [("ce_id", value)]} for value in (b"d1", b"d2"))
+    lanes.fence()
+    lanes.write([first])
+    lanes.next_offset = 0  # as when the answer to the commit was lost
+
+    assert lanes._not_standing([first, second]) == [second]
 
 
 def test_killed_broker_loses_nothing_of_a_sink_and_hides_nothing_from_a_source(
@@ -148,7 +198,7 @@ def test_killed_broker_loses_nothing_of_a_sink_and_hides_nothing_from_a_source(
 ) -> None:
     client = {"bootstrap.servers": script("status", mortal_kafka).stdout.split()[-1]}
     create_topics(client, [("out", 1, 1, KEPT)])
-    sink = PartitionWriter(client, "out", 0)
+    sink = PartitionWriter(client, "out", 0, n_lanes=2)
     source = PartitionReader(client, ["out"], 0, decoder=Words())
     n_records, read = 0, []
     for n_written in (5_000, 10_000, 15_000):
