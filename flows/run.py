@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -26,21 +26,33 @@ from bytewax.run import cli_main
 from prometheus_client import start_http_server
 
 from flows import decide
+from flows.remote import RemoteUnavailable, fetch, saving
 from flows.settings import Settings
-from flows.tables import Tables
+from flows.supervisor import NO_RESTART, NO_TOPIC, TOPICS_CHANGED
+from flows.tables import Tables, followed
 from operators.buffered_store import BufferedStore
 from operators.feature_store import RedisStore, connector
-from operators.kafka import request_stop
+from operators.incarnations import take_over
+from operators.kafka import request_stop, stop_requested
 from operators.kafka_admin import broker_info
 from operators.kafka_client import KafkaFailure
+from operators.kafka_transactions import Fenced
+from operators.kafka_watch import TopicWatch
+from operators.lineage import CheckpointError, owner_of
+from operators.lineage import Fenced as StateFenced
 
 log = logging.getLogger("pushflow")
 
 FlowName = Literal["decide", "learn"]
-# Bytewax's recovery partitions: fixed for the life of the state, at least the workers to come.
+# Bytewax's recovery partitions: fixed for the life of the state. A cluster may have more workers:
+# they share these. Each one makes the end of an epoch some 1.4 ms longer on the worker that has it.
 RECOVERY_PARTITIONS = 4
 _CLOSE_SECONDS = 5.0
+_TAKE_OVER_SECONDS = 600.0  # the first process may have to fetch the state from another place
+_TELL_SECONDS = 5.0
 _START_SECONDS = 30.0  # for a broker that starts beside us
+_DECIDE_WRITES = ("push.decisions.v1", "push.dlq.v1")
+_LEARN_WRITES = ("push.policy.v1", "push.item-stats.v1")
 
 
 class Cluster(NamedTuple):
@@ -58,6 +70,48 @@ class Cluster(NamedTuple):
 ALONE = Cluster()
 
 
+class TopicsChanged(RuntimeError):
+    """The flow ended by itself, as on SIGTERM, for its topics are not what it started with.
+
+    Start the cluster again at once: the next start reads the topics as they are then.
+    """
+
+
+class NoTopic(KafkaFailure):
+    """A topic that a flow needs is not there."""
+
+
+# What says by its message alone what is wrong -> exit code; anything else is a bug, with a trace.
+_EXIT_CODES: dict[type[RuntimeError], int] = {
+    TopicsChanged: TOPICS_CHANGED,
+    NoTopic: NO_TOPIC,
+    CheckpointError: NO_RESTART,
+    StateFenced: NO_RESTART,
+    Fenced: NO_RESTART,  # by its successor: starting again, the two would take turns for ever
+    RemoteUnavailable: 1,
+    KafkaFailure: 1,
+}
+
+
+def why(error: BaseException) -> tuple[BaseException, int] | None:
+    """Return the error, below what Bytewax wraps around it, that a person must know of.
+
+    With it comes the exit code of the process. None: show the trace.
+
+    >>> why(CheckpointError("checkpoint 17 is missing"))
+    (CheckpointError('checkpoint 17 is missing'), 2)
+    >>> why(RuntimeError("something else")) is None
+    True
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for kind, code in _EXIT_CODES.items():
+            if isinstance(cause, kind):
+                return cause, code
+        cause = cause.__cause__
+    return None
+
+
 def run(
     name: FlowName,
     settings: Settings,
@@ -66,13 +120,22 @@ def run(
     stop_at_end: bool = False,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a flow until it is asked to stop, or to the end that its topics have now."""
+    """Run a flow until it is asked to stop, or to the end that its topics have now.
+
+    Raises
+    ------
+    TopicsChanged
+        Once the flow has ended, if it did so for its topics have grown or were made anew.
+    """
     settings = _with_run_id(settings, cluster)
     if settings.metrics_port:
         start_http_server(settings.metrics_port)
-    with _stopping_on_signals():
+    with _stopping_on_signals(), _judging_fences(settings, name):
         if name == "decide":
-            _run_decide(settings, cluster, stop_at_end=stop_at_end, on_ready=on_ready)
+            check_topics(settings, decide.TOPICS)
+            others = [*_DECIDE_WRITES, *([] if settings.ranking.frozen else followed(settings))]
+            with _watching(settings, decide.TOPICS, others, is_on=not stop_at_end):
+                _run_decide(settings, cluster, stop_at_end=stop_at_end, on_ready=on_ready)
         else:
             from flows import learn  # noqa: PLC0415 # loads River, which decide can do without
 
@@ -80,14 +143,14 @@ def run(
                 settings, n_workers=cluster.n_workers, stop_at_end=stop_at_end
             )
             check_topics(settings, learn.TOPICS)
-            on_ready()
-            _main(flow, settings, "learn", cluster)
+            with _watching(settings, learn.TOPICS, _LEARN_WRITES, is_on=not stop_at_end):
+                on_ready()
+                _main(flow, settings, "learn", cluster)
 
 
 def _run_decide(
     settings: Settings, cluster: Cluster, *, stop_at_end: bool, on_ready: Callable[[], None]
 ) -> None:
-    check_topics(settings, decide.TOPICS)
     tables = Tables(settings, time.monotonic)
     tables.follow(settings, _tell_progress())
     log.info(
@@ -102,7 +165,15 @@ def _run_decide(
         )
     with _feature_store(settings) as store:
         flow = decide.from_settings(
-            settings, tables, store, n_workers=cluster.n_workers, stop_at_end=stop_at_end
+            settings,
+            tables,
+            store,
+            n_workers=cluster.n_workers,
+            # The last thing before the flow: nobody but it may write decisions from here on.
+            emitted=decide.emitted_beyond(
+                settings, recovery_directory(settings, "decide", cluster)
+            ),
+            stop_at_end=stop_at_end,
         )
         on_ready()
         _main(flow, settings, "decide", cluster)
@@ -110,17 +181,20 @@ def _run_decide(
 
 
 def _main(flow: Dataflow, settings: Settings, name: FlowName, cluster: Cluster) -> None:
-    directory = recovery_directory(settings, name)
+    directory = recovery_directory(settings, name, cluster)
     settle_garbage_collector()
     # The thread that writes to Redis may keep the flow waiting for this long, not for 5 ms.
     sys.setswitchinterval(0.0005)
-    cli_main(
-        flow,
-        process_id=cluster.process_id if cluster.addresses else None,
-        addresses=list(cluster.addresses) or None,
-        epoch_interval=timedelta(seconds=settings.state.epoch_seconds),
-        recovery_config=RecoveryConfig(str(directory)),
-    )
+    epoch = timedelta(seconds=settings.state.epoch_seconds)
+    with saving(settings, name, is_on=cluster.process_id == 0):
+        cli_main(
+            flow,
+            process_id=cluster.process_id if cluster.addresses else None,
+            addresses=list(cluster.addresses) or None,
+            epoch_interval=epoch,
+            # Bytewax divides the two: it keeps snapshots for as many epochs as we checkpoints.
+            recovery_config=RecoveryConfig(str(directory), epoch * settings.state.keep_epochs),
+        )
 
 
 def settle_garbage_collector() -> None:
@@ -137,18 +211,45 @@ def check_topics(settings: Settings, names: Iterable[str]) -> None:
     """Raise `KafkaFailure` where a topic is missing: Bytewax would end in a page of traces."""
     info = broker_info(settings.kafka.client(), timeout_s=_START_SECONDS)
     if missing := sorted({settings.kafka.topic(name) for name in names} - set(info.partitions)):
-        raise KafkaFailure(
+        raise NoTopic(
             f"no topic {', '.join(missing)} at {settings.kafka.bootstrap_servers}. "
             "Make them: pushflow topics create"
         )
 
 
-def recovery_directory(settings: Settings, name: FlowName) -> Path:
-    """Return where Bytewax keeps the names of checkpoints; made on first use."""
-    directory = settings.state.directory / name / "bytewax"
-    if not any(directory.glob("*.sqlite3")):
-        directory.mkdir(parents=True, exist_ok=True)
-        init_db_dir(directory, RECOVERY_PARTITIONS)
+def recovery_directory(settings: Settings, name: FlowName, cluster: Cluster = ALONE) -> Path:
+    """Take over the flow's state; return where Bytewax keeps the names of checkpoints.
+
+    The first process of a cluster takes it over, the others wait for that. A later call of the
+    same start returns the same directory. Call it before Bytewax opens what is in it.
+    """
+    home = settings.state.directory / name
+    if cluster.process_id == 0:
+        fetch(settings, name)
+        return take_over(home, settings.run_id, decide.STORES[name], _init_recovery)
+    return _await_first_process(home / "bytewax" / settings.run_id)
+
+
+def _init_recovery(directory: Path) -> None:
+    init_db_dir(directory, RECOVERY_PARTITIONS)
+
+
+def _await_first_process(directory: Path) -> Path:
+    began = told = time.monotonic()
+    while not directory.is_dir():
+        if stop_requested():
+            raise _StopAskedError
+        now = time.monotonic()
+        if now - began > _TAKE_OVER_SECONDS:
+            raise CheckpointError(
+                f"process 0 did not make {directory} within {_TAKE_OVER_SECONDS:.0f} s. All "
+                "processes of a cluster need the same PUSHFLOW_RUN_ID, and a state directory "
+                "that they share"
+            )
+        if now - told > _TELL_SECONDS:
+            told = now
+            log.info("waiting for process 0 to take over the state: %s", directory)
+        time.sleep(0.02)
     return directory
 
 
@@ -163,11 +264,18 @@ def _with_run_id(settings: Settings, cluster: Cluster) -> Settings:
     return settings.model_copy(update={"run_id": f"{time.time_ns() // 1_000_000}-{os.getpid()}"})
 
 
+def _begin_to_stop() -> None:
+    """Have the sources stop, and say so: no process ends before all do, so all must be asked."""
+    request_stop()
+    with suppress(OSError):
+        os.write(sys.stdout.fileno(), b"stopping\n")  # a signal may come in the middle of a print
+
+
 @contextmanager
 def _stopping_on_signals() -> Iterator[None]:
     def stop(number: int, _frame: object) -> None:
         log.info("%s: finishing what was read, then stopping", signal.Signals(number).name)
-        request_stop()
+        _begin_to_stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -175,6 +283,61 @@ def _stopping_on_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _judging_fences(settings: Settings, name: FlowName) -> Iterator[None]:
+    """Raise another error than `Fenced` where the state is still ours: one to start again after.
+
+    Kafka's fence obeys who came last. That may be a start that we have replaced, which was stopped
+    on its way there; or the broker itself, ending a transaction that took too long. Whose turn it
+    is, the state's owner says.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = why(error)
+        owner = owner_of(settings.state.directory / name / "owner")
+        if reason is None or not isinstance(reason[0], Fenced) or owner != settings.run_id:
+            raise
+        raise KafkaFailure(
+            f"{reason[0]}. The state still belongs to this run: the next start takes over again"
+        ) from error
+
+
+class _StopAskedError(Exception):
+    """We were asked to stop before there was a flow to end."""
+
+
+@contextmanager
+def _watching(
+    settings: Settings, joined: Iterable[str], others: Iterable[str], *, is_on: bool
+) -> Iterator[None]:
+    """Ask the flow to stop once its topics have changed, and then raise `TopicsChanged`."""
+    changes: list[str] = []
+
+    def stop(change: str) -> None:
+        log.warning("%s: finishing what was read, then starting again", change)
+        changes.append(change)
+        _begin_to_stop()
+
+    kafka, watch = settings.kafka, None
+    if is_on:
+        watch = TopicWatch(
+            kafka.client(),
+            [kafka.topic(name) for name in joined],
+            [kafka.topic(name) for name in others],
+            stop,
+            seconds=kafka.watch_seconds,
+        )
+    try:
+        with suppress(_StopAskedError):
+            yield
+    finally:
+        if watch is not None:
+            watch.close()
+    if changes:
+        raise TopicsChanged(changes[0])
 
 
 @contextmanager
@@ -203,6 +366,8 @@ def _tell_progress() -> Callable[[str, int, int], None]:
     told: dict[str, float] = {}
 
     def tell(topic: str, done: int, total: int) -> None:
+        if stop_requested():
+            raise _StopAskedError
         now = time.monotonic()
         if now - told.get(topic, 0.0) >= 1.0:
             told[topic] = now

@@ -42,6 +42,9 @@ class Kafka(BaseModel):
         None, description="of topics made from now on, in place of each one's own; -1: for ever"
     )
     batch_size: int = Field(1_000, ge=1, description="messages a poll takes at most")
+    watch_seconds: float = Field(
+        10.0, gt=0, description="between two looks for topics that have grown or been made anew"
+    )
 
     def client(self) -> dict[str, Any]:
         """Return the librdkafka configuration, secrets in clear."""
@@ -77,6 +80,13 @@ class State(BaseModel):
     epoch_seconds: float = Field(
         2.0, gt=0, description="time between checkpoints: what a crash replays, at most twice"
     )
+    keep_epochs: int = Field(
+        1, ge=0, description="older checkpoints kept, to fall back to if the newest is torn"
+    )
+    remote: str = Field(
+        "", description="fsspec URL: savepoints go there, and a host without state starts from one"
+    )
+    remote_seconds: float = Field(60.0, gt=0, description="between two savepoints")
     write_back_ms: int = Field(
         50, ge=1, description="touched users go to RocksDB this often, so that an epoch closes fast"
     )
@@ -187,3 +197,15 @@ def child_environment(values: dict[str, str], python_path: Path) -> dict[str, st
     ours = {key: value for key, value in os.environ.items() if not key.startswith("PUSHFLOW_")}
     paths = [str(python_path), ours.get("PYTHONPATH", "")]
     return ours | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | values
+
+
+def supervised_environment(values: dict[str, str], python_path: Path) -> dict[str, str]:
+    """Return the environment of a process that runs beside others of its kind: all of ours.
+
+    Thread pools of numerical libraries are of one thread, unless a variable says otherwise: the
+    processes share the cores already. A crash in a library leaves a trace of all threads.
+    `values` and `python_path` as for `child_environment`.
+    """
+    ours = {name: value for name, value in os.environ.items() if name.startswith("PUSHFLOW_")}
+    one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return {"PYTHONFAULTHANDLER": "1"} | one_thread | child_environment(ours | values, python_path)

@@ -1,7 +1,8 @@
 """Lineages: where the checkpoints of a state store lie, and when each may go.
 
-Reads   the files `shards` of other runs' lineages.
-Owns    the layout of the state's directory, and the rules by which parts of it are deleted.
+Reads   the files `shards` of other runs' lineages; the name of the run that owns the state.
+Owns    the layout of the state's directory, the rules by which parts of it are deleted, and what
+        becomes of a run whose state another run has taken over.
 
     <root>/FORMAT                    version of this layout
     <root>/<name>/<lineage>/live/    the open database; means nothing after a crash
@@ -19,6 +20,12 @@ say what may go:
   counts only with its newline: "named" is synced before a name is given out, while a lost
   "committed" does nothing worse than keep a directory until the next start.
 
+A run that was cut off, and takes itself for alive, must spoil nothing that its successor needs. So
+before it saves or deletes anything, a lineage looks who owns the state. This look and the deletion
+need not be one: a successor names itself owner *before* it copies Bytewax's recovery store, so
+its copy knows all commits that a deletion decided on before that look can rest on, and asks for
+nothing that it takes away. It is no lock: one that a lost host held would hold up its successor.
+
 Here are names and files alone; what is in a checkpoint is up to `operators.state`. All workers
 need one file system with hard links, since shards move.
 """
@@ -28,17 +35,24 @@ import re
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from operators.shards import SnapshotRef
 
-FORMAT: Final = 1
+# 1: one recovery store for all starts; 2: one for each. A release of 1 would not find it, and begin
+# anew: hence the number.
+FORMAT: Final = 2
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that a resume needs is missing, torn, or of another format."""
+
+
+class Fenced(RuntimeError):
+    """Another run owns the state: this one must end, and may change nothing any more."""
 
 
 class Lineage:
@@ -46,13 +60,15 @@ class Lineage:
 
     Parameters
     ----------
-    root, name, run_id, n_workers, retain, fault
+    root, name, run_id, n_workers, owner, retain, fault
         As for `operators.state.StateStore`.
 
     Raises
     ------
     CheckpointError
         When `root` has a newer format.
+    Fenced
+        Here, and from `add` and `commit_before`, when another run owns the state.
     ValueError
         For a `run_id` used before.
 
@@ -88,27 +104,30 @@ class Lineage:
         run_id: str,
         n_workers: int,
         *,
+        owner: Path | None = None,
         retain: int = 0,
         fault: Callable[[str], None] = lambda _: None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", run_id):
             raise ValueError(f"run_id must be 1 to 64 of A-Za-z0-9_.-, got {run_id!r}")
         self._home = root / name
+        self._run_id = run_id
+        self._owner = owner
+        self._check_owner()
         self._home.mkdir(parents=True, exist_ok=True)
-        _check_format(root)
+        check_format(root)
         # Only what stood here before: a later run's young lineage must not look superseded.
         self._others = [d.name for d in self._home.iterdir() if _run_of(d.name) != run_id]
         self.name = self._claim(run_id, n_workers)
         self.path = self._home / self.name
         self.number = 0
-        self._run_id = run_id
         self._fault = fault
         self._recorded: dict[str, set[str]] = {"named": set(), "committed": set()}
         # Names as of the last committed epochs, oldest first: a resume may ask for any of them.
         self._committed: deque[dict[str, SnapshotRef]] = deque(maxlen=retain + 1)
         self._on_disk: set[int] = set()
-        _sync_directory(self._home)
-        _sync_directory(root)
+        sync_directory(self._home)
+        sync_directory(root)
 
     def _claim(self, run_id: str, n_workers: int) -> str:
         for worker in range(n_workers):
@@ -138,10 +157,11 @@ class Lineage:
 
     def add(self, shards: Collection[str], write: Callable[[Path], None]) -> None:
         """Have `write` make the next checkpoint in a directory not yet there; it holds `shards`."""
+        self._check_owner()
         self._record("named", set(shards))
         number = self.number + 1
         write(self.path / str(number))
-        _sync_directory(self.path)
+        sync_directory(self.path)
         self.number = number
         self._on_disk.add(number)
         self._fault("saved")
@@ -151,6 +171,7 @@ class Lineage:
 
         `names` says by shard what snapshots said as of that epoch.
         """
+        self._check_owner()
         self._committed.append(dict(names))
         refs = [ref for epoch in self._committed for ref in epoch.values()]
         keep = {ref.number for ref in refs if ref.lineage == self.name} | {self.number}
@@ -163,6 +184,24 @@ class Lineage:
             self._record("committed", {ref.shard for ref in refs} - elsewhere)
             if self._drop_superseded():
                 self._fault("dropped")
+
+    @contextmanager
+    def owned(self) -> Iterator[None]:
+        """Explain an error by the loss of the state: a successor may have removed our files."""
+        try:
+            yield
+        except Exception:
+            self._check_owner()
+            raise
+
+    def _check_owner(self) -> None:
+        owner = owner_of(self._owner) if self._owner is not None else ""
+        if owner not in ("", self._run_id):
+            raise Fenced(
+                f"the state in {self._home} belongs to run {owner} by now, not to this run, "
+                f"{self._run_id}: another start has taken it over. If two clusters run on one "
+                "state directory, stop one of them, or give it a directory of its own"
+            )
 
     def _record(self, kind: str, shards: set[str]) -> None:
         """Append `kind` ("named" or "committed") for each of `shards` not yet recorded."""
@@ -188,6 +227,14 @@ class Lineage:
         return bool(gone)
 
 
+def owner_of(path: Path) -> str:
+    """Return the run that owns the state, as the file `path` says; "" where none has said so."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
 def _run_of(lineage: str) -> str:
     return lineage.rpartition("-")[0]
 
@@ -202,22 +249,32 @@ def _recorded(lineage: Path, kind: str) -> set[str]:
     return {shard for found, shard in pairs if found == kind}
 
 
-def _check_format(root: Path) -> None:
+def check_format(root: Path) -> None:
+    """Raise `CheckpointError` where a newer pushflow wrote `root`; note our format where not."""
     path = root / "FORMAT"
-    if not path.exists():
-        handle, fresh = tempfile.mkstemp(dir=root, prefix=".format-")
-        with os.fdopen(handle, "w") as file:
-            file.write(f"{FORMAT}\n")
-        Path(fresh).replace(path)  # atomic: a sibling reads all of it or none
-    found = path.read_text(encoding="utf-8").strip()
+    found = path.read_text(encoding="utf-8").strip() if path.exists() else "0"
     if not found.isdigit() or int(found) > FORMAT:
         raise CheckpointError(
             f"{path} says {found!r}, this pushflow reads formats up to {FORMAT}: run the newer "
             "pushflow that wrote it, or point the state at another directory"
         )
+    if int(found) < FORMAT:
+        write_atomic(path, f"{FORMAT}\n")
 
 
-def _sync_directory(path: Path) -> None:
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file: after a crash it holds all of `text`, or what it held before."""
+    handle, fresh = tempfile.mkstemp(dir=path.parent, prefix=".fresh-")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(fresh).replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make what was created, renamed or removed in a directory outlast a loss of power."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -227,6 +284,6 @@ def _sync_directory(path: Path) -> None:
 
 def _mend(home: Path) -> str:
     return (
-        f"To mend: restore {home} from the backup that goes with Bytewax's recovery directory; or "
-        "move both away and replay the topics from the start"
+        f"To mend: move {home.parent.parent} away, then put a savepoint in its place "
+        "(pushflow state import), or replay the topics from the start"
     )

@@ -23,6 +23,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
@@ -38,6 +39,7 @@ from rocksdict import (
     WriteOptions,
 )
 
+from operators.checkpoints import CorruptionError, scan
 from operators.lineage import Lineage
 from operators.shards import SnapshotRef
 
@@ -47,6 +49,7 @@ S = TypeVar("S")
 _COPY_ROWS: Final = 4_096  # rows copied in one write: about 1 MiB at 288 bytes a row
 _MAX_LOG_BYTES: Final = 1 << 20  # RocksDB's own text log; two files are kept
 _SLACK: Final = 1.25  # times the capacity: evictions are rare, and their scan is paid for
+_FILES_TO_MERGE: Final = 8  # RocksDB's own default is 4
 _BLOOM_BITS: Final = 10  # per key, 1% false positives: most misses are users never seen
 
 
@@ -69,6 +72,9 @@ class StateStore(Generic[S]):
         Worker threads of the cluster, >= 1: guards against a `run_id` used twice.
     hot_capacity
         Decoded states held in memory, >= 1. Each costs what the Python object costs.
+    owner
+        The file that says which run owns the state: when it names another one, the store saves
+        and deletes nothing more. None: nobody else can.
     retain
         How many committed epochs before the last one keep their checkpoints, >= 0. As many as
         Bytewax's backup interval (`-b`) spans, if that is used.
@@ -78,6 +84,10 @@ class StateStore(Generic[S]):
         Write what was touched to RocksDB this often, and not all of it when the epoch closes:
         many short pauses in place of one long one. A state touched again is written again. None
         turns it off.
+    flush_seconds
+        So long after the close of an epoch, RocksDB begins to write to disk what came back by then,
+        in a thread of its own: the next close has only the rest to write, so it costs much the same
+        however many users an epoch touches. Wants `write_back_seconds`. None turns it off.
     clock, on_checkpoint
         Monotonic seconds, and what to call with (seconds, keys written) at each checkpoint.
     fault
@@ -87,6 +97,8 @@ class StateStore(Generic[S]):
     ------
     CheckpointError
         When what a resume asks for cannot be had, or `root` has a newer format.
+    Fenced
+        When another run owns the state.
     ValueError
         For arguments out of range and for a `run_id` used before.
 
@@ -129,10 +141,12 @@ class StateStore(Generic[S]):
         run_id: str,
         n_workers: int,
         hot_capacity: int = 50_000,
+        owner: Path | None = None,
         retain: int = 0,
         block_cache_bytes: int = 32 << 20,
         write_buffer_bytes: int = 16 << 20,
         write_back_seconds: float | None = None,
+        flush_seconds: float | None = None,
         clock: Callable[[], float] | None = None,
         on_checkpoint: Callable[[float, int], None] | None = None,
         fault: Callable[[str], None] | None = None,
@@ -141,11 +155,16 @@ class StateStore(Generic[S]):
             raise ValueError("hot_capacity and n_workers must be >= 1, retain >= 0")
         if clock is None and (on_checkpoint is not None or write_back_seconds is not None):
             raise ValueError("on_checkpoint and write_back_seconds need a clock")
+        if write_back_seconds is None and flush_seconds is not None:
+            raise ValueError("flush_seconds needs write_back_seconds")
         self._encode, self._decode, self._new = encode, decode, new
         self._clock, self._on_checkpoint = clock, on_checkpoint
         self._write_back_s, self._write_back_due = write_back_seconds, 0.0
+        self._flush_s, self._flush_due = flush_seconds, inf
         self._fault = fault or (lambda _: None)
-        self._lineage = Lineage(root, name, run_id, n_workers, retain=retain, fault=self._fault)
+        self._lineage = Lineage(
+            root, name, run_id, n_workers, owner=owner, retain=retain, fault=self._fault
+        )
         self._options = _rocksdb_options(block_cache_bytes, write_buffer_bytes)
         self._db: Any = None  # opened by the first touch or read, when most shards are known
         self._is_closed = False
@@ -241,7 +260,7 @@ class StateStore(Generic[S]):
         if ref and base and ref.lineage == base.lineage and ref.number <= base.number:
             return
         begin, end = _key_range(shard)
-        if next(_rows(self._db, begin, end), None) is not None:
+        if next(scan(self._db, begin, end), None) is not None:
             self._db.delete_range(begin, end)
             self._is_dirty = self._is_epoch_open = True
         if ref is not None:
@@ -256,13 +275,20 @@ class StateStore(Generic[S]):
             source = Rdict(str(path), self._options, access_type=AccessType.read_only(False))
         except Exception as error:  # rocksdict raises nothing narrower
             raise self._lineage.torn(ref, error) from error
-        rows = _rows(source, *_key_range(ref.shard))
+        try:
+            self._copy_rows(source, *_key_range(ref.shard))
+        except CorruptionError as error:
+            raise self._lineage.torn(ref, error) from error
+        finally:
+            source.close()
+
+    def _copy_rows(self, source: Any, begin: bytes, end: bytes) -> None:
+        rows = scan(source, begin, end)
         while chunk := list(islice(rows, _COPY_ROWS)):
             batch = WriteBatch(raw_mode=True)
             for key, value in chunk:
                 batch.put(key, value)
             self._db.write(batch)
-        source.close()
 
     # Between snapshots.
 
@@ -280,13 +306,18 @@ class StateStore(Generic[S]):
             if now >= self._write_back_due:
                 self._write_back_due = now + self._write_back_s
                 self._write_back()
+                self._evict()  # some at a time: the close would have an epoch's to free
+                if now >= self._flush_due:
+                    self._flush_due = inf
+                    self._db.flush(wait=False)
 
     def _load(self, stored_key: str) -> S | None:
         stored = self._open().get(stored_key.encode())
         return None if stored is None else self._decode(stored)
 
     def _write_back(self) -> None:
-        self._n_written += self._write(self._shards.values())
+        with self._lineage.owned():
+            self._n_written += self._write(self._shards.values())
         for shard in self._shards.values():
             shard.touched.clear()
         self._n_deleted = 0
@@ -339,14 +370,21 @@ class StateStore(Generic[S]):
         self._is_epoch_open = False
         self._lineage.commit_before(self._names)
         self._evict()
-        if self._clock and self._on_checkpoint:
-            self._on_checkpoint(self._clock() - started, self._n_written)
+        now = self._clock() if self._clock else 0.0
+        if self._flush_s is not None:
+            self._flush_due = now + self._flush_s
+        if self._on_checkpoint:
+            self._on_checkpoint(now - started, self._n_written)
         self._n_written = 0
 
     def _save(self) -> None:
-        # RocksDB writes beside, syncs and renames; the rename is the lineage's to sync.
-        checkpoint = Checkpoint(self._db)
-        self._lineage.add(self._shards, lambda path: checkpoint.create_checkpoint(str(path)))
+        with self._lineage.owned():
+            # A checkpoint flushes too, but holds Python's lock meanwhile: the writers' threads
+            # would stand still with us.
+            self._db.flush()
+            # RocksDB writes beside, syncs and renames; the rename is the lineage's to sync.
+            checkpoint = Checkpoint(self._db)
+            self._lineage.add(self._shards, lambda path: checkpoint.create_checkpoint(str(path)))
         self._is_dirty = False
 
 
@@ -425,7 +463,7 @@ class Shard(Generic[S]):
         """Yield all keys in order with their states as `encode` gave them."""
         self._store._write([self])  # one place to read from, and one order
         skip = len(self._prefix.encode())
-        for stored_key, value in _rows(self._store._open(), *_key_range(self.name)):
+        for stored_key, value in scan(self._store._open(), *_key_range(self.name)):
             yield stored_key[skip:].decode(), value
 
     def snapshot(self) -> SnapshotRef:
@@ -443,6 +481,8 @@ def _rocksdb_options(block_cache_bytes: int, write_buffer_bytes: int) -> Any:
     options.set_block_based_table_factory(table)
     options.set_write_buffer_size(write_buffer_bytes)
     options.set_max_write_buffer_number(2)
+    # An epoch leaves two files, and merging files takes a core from the flow: half as often.
+    options.set_level_zero_file_num_compaction_trigger(_FILES_TO_MERGE)
     options.set_compression_type(DBCompressionType.lz4())
     options.set_keep_log_file_num(2)
     options.set_max_log_file_size(_MAX_LOG_BYTES)
@@ -451,13 +491,6 @@ def _rocksdb_options(block_cache_bytes: int, write_buffer_bytes: int) -> Any:
 
 def _key_range(shard: str) -> tuple[bytes, bytes]:
     return f"{shard}|".encode(), f"{shard}}}".encode()  # "}" is the byte after "|"
-
-
-def _rows(database: Any, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
-    for key, value in database.items(from_key=begin):
-        if key >= end:
-            return
-        yield key, value
 
 
 def _link_files(checkpoint: Path, live: Path) -> None:

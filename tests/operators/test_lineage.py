@@ -19,10 +19,17 @@ def close_epochs(lineage: Lineage, n: int, *shards: str) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     Lineage(tmp_path, "users", "a", 1)
-    assert (tmp_path / "FORMAT").read_text() == "1\n"
-    (tmp_path / "FORMAT").write_text("2\n")
+    assert (tmp_path / "FORMAT").read_text() == "2\n"
+    (tmp_path / "FORMAT").write_text("3\n")
     with pytest.raises(CheckpointError, match="run the newer pushflow"):
         Lineage(tmp_path, "users", "b", 1)
+    assert (tmp_path / "FORMAT").read_text() == "3\n"
+
+
+def test_an_older_format_is_taken_up(tmp_path: Path) -> None:
+    (tmp_path / "FORMAT").write_text("1\n")
+    Lineage(tmp_path, "users", "a", 1)
+    assert (tmp_path / "FORMAT").read_text() == "2\n"
 
 
 def test_each_worker_of_a_run_gets_its_own_and_one_too_many_is_refused(tmp_path: Path) -> None:

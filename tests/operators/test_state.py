@@ -1,6 +1,7 @@
 """operators.state: what a snapshot names comes back from RocksDB, and nothing else does."""
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from operators.checkpoints import CorruptionError
 from operators.lineage import CheckpointError
 from operators.shards import SnapshotRef
 from operators.state import Shard, StateStore
@@ -53,6 +55,10 @@ def counts(shard: Shard[State]) -> dict[str, int]:
 
 def checkpoints(root: Path, lineage: str) -> list[str]:
     return sorted(d.name for d in (root / "users" / lineage).iterdir() if d.name.isdigit())
+
+
+def table_files(root: Path) -> set[str]:
+    return {file.name for file in (root / "users" / "a-0" / "live").glob("*.sst")}
 
 
 # Keys and states.
@@ -219,6 +225,28 @@ def test_a_store_is_two_dicts_that_fall_back_to_their_snapshots(
 # Epochs, checkpoints and their clearing.
 
 
+def test_what_an_epoch_touched_goes_to_disk_before_the_epoch_closes(tmp_path: Path) -> None:
+    now = [0.0]
+    store = open_store(
+        tmp_path, "a", clock=lambda: now[0], write_back_seconds=0.05, flush_seconds=1.0
+    )
+    shard = store.open_shard("07", None)
+    count(shard, "ann")
+    shard.snapshot()
+    before = table_files(tmp_path)
+
+    count(shard, "bob")
+    now[0] = 2.0
+    count(shard, "eve")  # the touch writes bob back, and RocksDB begins
+    deadline = time.monotonic() + 60
+    while table_files(tmp_path) <= before and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    assert table_files(tmp_path) > before
+    ref = shard.snapshot()
+    assert counts(open_store(tmp_path, "b").open_shard("07", ref)) == {"ann": 1, "bob": 1, "eve": 1}
+
+
 def test_shards_of_one_epoch_name_one_checkpoint_and_an_idle_epoch_costs_none(
     tmp_path: Path,
 ) -> None:
@@ -377,6 +405,30 @@ def test_a_shard_that_starts_empty_does_not_find_another_run_s_leftovers(tmp_pat
 # What can be wrong.
 
 
+@pytest.mark.parametrize("at", [0.001, 0.3, 0.8])
+def test_a_changed_byte_is_told_and_never_read_as_the_end_of_the_shard(
+    tmp_path: Path, at: float
+) -> None:
+    store = open_store(tmp_path, "a")
+    shard, base = store.open_shard("01", None), store.open_shard("02", None)
+    count(shard, *(f"user-{n}" for n in range(5_000)))
+    count(base, "ann")
+    ref = shard.snapshot()
+    [table] = (tmp_path / "users" / "a-0" / str(ref.number)).glob("*.sst")
+    content = bytearray(table.read_bytes())
+    n_rows = content.find(b"rocksdb.block.based.table")  # properties follow the rows and filters
+    content[int(n_rows * at) + 20] ^= 0xFF
+    table.write_bytes(content)
+
+    resumed = open_store(tmp_path, "b").open_shard("01", ref)
+    with pytest.raises(CorruptionError, match="Corruption: block checksum mismatch"):
+        list(resumed.scan())
+    moved = open_store(tmp_path, "c")
+    moved.open_shard("02", None).touch()  # so that "01" is copied in, not linked
+    with pytest.raises(CheckpointError, match=r"cannot be opened: .*checksum mismatch"):
+        moved.open_shard("01", ref)
+
+
 @pytest.mark.parametrize("lost", ["CURRENT", "*.sst", "MANIFEST-*"])
 @pytest.mark.parametrize("is_base", [True, False])
 def test_a_torn_checkpoint_is_named_with_the_mend(tmp_path: Path, lost: str, is_base: bool) -> None:
@@ -393,7 +445,7 @@ def test_a_torn_checkpoint_is_named_with_the_mend(tmp_path: Path, lost: str, is_
     resumed = open_store(tmp_path, "b")
     if not is_base:  # then it is copied from, not linked
         count(resumed.open_shard("02", other.snapshot()), "eve")
-    with pytest.raises(CheckpointError, match=f"{path} .*To mend: restore"):
+    with pytest.raises(CheckpointError, match=f"{path} .*To mend: move"):
         resumed.open_shard("01", ref).touch()
 
 

@@ -8,13 +8,13 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any, NamedTuple
 
 import bytewax.operators as op
@@ -24,11 +24,13 @@ from bytewax.operators import StatefulBatchLogic
 from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import TestingSink, TestingSource, cluster_main
 
+from operators.incarnations import take_over
 from operators.shards import SnapshotRef
 from operators.state import StateStore
 from tests.operators.test_state import State, open_store
 
 ROOT = Path(__file__).parents[2]
+STORES = {"counting.count": "users"}
 N_SHARDS, N_USERS, N_EVENTS, BATCH = 8, 40, 320, 10
 
 
@@ -44,6 +46,10 @@ class Ping(NamedTuple):
     @property
     def shard(self) -> str:
         return f"{self.n * 7919 % N_USERS % N_SHARDS:02d}"
+
+
+def make_recovery(directory: Path) -> None:
+    init_db_dir(directory, 2)
 
 
 def expected(n_events: int) -> dict[str, State]:
@@ -106,14 +112,14 @@ def build(
     return flow
 
 
-def _run(flow: Dataflow, directory: Path, n_workers: int = 1) -> None:
+def run(flow: Dataflow, recovery: Path, n_workers: int = 1, keep: timedelta | None = None) -> None:
     """Run `flow` with an epoch for each batch."""
     cluster_main(
         flow,
         [],
         0,
         epoch_interval=timedelta(0),
-        recovery_config=RecoveryConfig(directory / "recovery"),
+        recovery_config=RecoveryConfig(recovery, keep),
         worker_count_per_proc=n_workers,
     )
 
@@ -122,23 +128,26 @@ def _run(flow: Dataflow, directory: Path, n_workers: int = 1) -> None:
 def test_aborted_flow_counts_the_same_as_an_unbroken_one(tmp_path: Path, aborts: list[int]) -> None:
     (tmp_path / "recovery").mkdir()
     init_db_dir(tmp_path / "recovery", 1)
-    found: list[tuple[str, tuple[str, State]]] = []
-    for run, at in enumerate([*aborts, N_EVENTS]):
+    counts: list[tuple[str, tuple[str, State]]] = []
+    for n_run, at in enumerate([*aborts, N_EVENTS]):
         # One abort a run: TestingSource resumes at a wrong place behind aborts it has passed.
         source: list[Any] = [Ping(n) for n in range(N_EVENTS)]
         source[at:at] = [TestingSource.ABORT()] if at < N_EVENTS else []
-        found.clear()
-        store = open_store(tmp_path, f"run{run}", hot_capacity=16)
-        _run(build(source, found, lambda store=store: store), tmp_path)  # type: ignore[misc]
+        counts.clear()
+        store = open_store(tmp_path, f"run{n_run}", hot_capacity=16)
+        flow = build(source, counts, lambda store=store: store)  # type: ignore[misc]
+        run(flow, tmp_path / "recovery")
         store.close()
 
-    assert dict(sorted(pair for _, pair in found)) == expected(N_EVENTS)
+    assert dict(sorted(pair for _, pair in counts)) == expected(N_EVENTS)
 
 
 # Starts of the flow in a row: the point of the store to kill at, how often it is passed before
 # that, and the number of worker threads. The last start runs to its end.
 ONE_WORKER = [
+    ("owned:1", 1),  # before there is anything
     ("saved:3", 1),
+    ("placed:1", 1),
     ("named:29", 1),  # within the block of shards that a snapshot walks through
     ("linked:1", 1),  # while resuming
     ("written:5", 1),
@@ -147,6 +156,7 @@ ONE_WORKER = [
 ]
 RESCALED = [
     ("pruned:6", 2),
+    ("copied:1", 1),  # while taking the state over
     ("adopted:1", 1),  # while copying in the other worker's shards
     ("saved:1", 2),
     ("dropped:1", 2),
@@ -154,61 +164,102 @@ RESCALED = [
 ]
 
 
+def start(directory: Path, run_id: str, aim: str = "", n_workers: int = 1) -> "Popen[str]":
+    """Start the flow in a child that stops itself, by the signal that `aim` begins with."""
+    return Popen(
+        [sys.executable, "-m", __name__, str(directory), run_id, str(n_workers)],
+        cwd=ROOT,
+        env=os.environ | {"AIM": aim},
+        stdout=DEVNULL,
+        stderr=PIPE,
+        text=True,
+    )
+
+
+def found(directory: Path) -> dict[str, State]:
+    """Return the counts of a flow that ran to its end."""
+    counts: dict[str, State] = json.loads((directory / "found.json").read_text())
+    return counts
+
+
 @pytest.mark.system
 @pytest.mark.parametrize("starts", [ONE_WORKER, RESCALED], ids=["one worker", "rescaled"])
 def test_kill_9_at_any_point_of_a_checkpoint_loses_nothing_and_counts_nothing_twice(
     tmp_path: Path, starts: list[tuple[str, int]]
 ) -> None:
-    (tmp_path / "recovery").mkdir()
-    init_db_dir(tmp_path / "recovery", 2)
     children = []
-    for run, (aim, n_workers) in enumerate(starts):
-        child = subprocess.run(
-            [sys.executable, "-m", __name__, str(tmp_path), f"run{run}", str(n_workers)],
-            cwd=ROOT,
-            env=os.environ | {"KILL_AT": aim},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        children.append((aim, child.returncode, child.stderr[-2_000:]))
+    for n_run, (aim, n_workers) in enumerate(starts):
+        child = start(tmp_path, f"run{n_run}", aim and f"KILL {aim}", n_workers)
+        _, stderr = child.communicate(timeout=60)
+        children.append((aim, child.returncode, stderr[-2_000:]))
 
     statuses = [status for _, status, _ in children]
     assert statuses == [-signal.SIGKILL] * (len(starts) - 1) + [0], children
-    assert json.loads((tmp_path / "found.json").read_text()) == expected(N_EVENTS)
-    left = {d.name.rpartition("-")[0] for d in (tmp_path / "state" / "users").iterdir()}
+    assert found(tmp_path) == expected(N_EVENTS)
+    left = {d.name.rpartition("-")[0] for d in (tmp_path / "shards" / "users").iterdir()}
     assert left == {f"run{len(starts) - 1}"}
 
 
+@pytest.mark.system
+@pytest.mark.parametrize("aim", ["saved:3", "named:29", "written:5", "pruned:4"])
+def test_a_run_that_was_cut_off_and_comes_back_spoils_nothing_of_its_successor(
+    tmp_path: Path, aim: str
+) -> None:
+    zombie = start(tmp_path, "zombie", f"STOP {aim}")
+    _, status = os.waitpid(zombie.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    successor = start(tmp_path, "successor", "STOP saved:3")
+    _, status = os.waitpid(successor.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+
+    zombie.send_signal(signal.SIGCONT)
+    _, stderr = zombie.communicate(timeout=60)
+    successor.send_signal(signal.SIGCONT)
+    successor.communicate(timeout=60)
+
+    assert zombie.returncode == 1
+    assert "belongs to run successor by now, not to this run, zombie" in stderr, stderr
+    assert successor.returncode == 0
+    assert found(tmp_path) == expected(N_EVENTS)
+    start(tmp_path, "last").communicate(timeout=60)  # what the successor left can be taken over
+    assert found(tmp_path) == expected(N_EVENTS)
+
+
 def _fault(aim: str) -> Callable[[str], None]:
-    """Return a hook that kills this process when it passes the point aimed at."""
-    point, _, times = aim.partition(":")
+    """Return a hook that stops this process when it passes the point aimed at: "KILL saved:3"."""
+    name, _, where = aim.partition(" ")
+    point, _, times = where.partition(":")
     countdown = itertools.count(int(times or 0), -1)
 
     def fault(passed: str) -> None:
         if passed == point and next(countdown) == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[f"SIG{name}"])
 
     return fault
 
 
 def _child(directory: Path, run_id: str, n_workers: int) -> None:
     stores: dict[int, StateStore[State]] = {}
-    fault = _fault(os.environ["KILL_AT"])
+    fault = _fault(os.environ["AIM"])
+    recovery = take_over(directory, run_id, STORES, make_recovery, fault=fault)
 
     def store_of_thread() -> StateStore[State]:
         thread = threading.get_ident()
         if thread not in stores:
             stores[thread] = open_store(
-                directory / "state", run_id, n_workers, hot_capacity=4, fault=fault
+                directory / "shards",
+                run_id,
+                n_workers,
+                hot_capacity=4,
+                owner=directory / "owner",
+                fault=fault,
             )
         return stores[thread]
 
-    found: list[tuple[str, tuple[str, State]]] = []
+    counts: list[tuple[str, tuple[str, State]]] = []
     source = [Ping(n) for n in range(N_EVENTS)]
-    _run(build(source, found, store_of_thread), directory, n_workers)
-    (directory / "found.json").write_text(json.dumps(dict(sorted(pair for _, pair in found))))
+    run(build(source, counts, store_of_thread), recovery, n_workers)
+    (directory / "found.json").write_text(json.dumps(dict(sorted(pair for _, pair in counts))))
 
 
 if __name__ == "__main__":
