@@ -41,9 +41,9 @@ from flows.children import Counting, FlowProcess, kafka_variables
 from flows.settings import Settings
 from operators import item_stats
 from operators.attribution import Attribution
-from operators.attribution import decode_state as decode_attribution
-from operators.attribution import encode_state as encode_attribution
-from operators.attribution import new_state as new_attribution
+from operators.attribution_state import decode_state as decode_attribution
+from operators.attribution_state import encode_state as encode_attribution
+from operators.attribution_state import new_state as new_attribution
 from operators.candidates import CandidateGenerator
 from operators.catalogue import Catalogue
 from operators.codec import encode

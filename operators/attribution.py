@@ -3,8 +3,7 @@
 Reads   `Decision` and `Feedback` of one shard, each with its partition and that partition's
         watermark.
 Emits   `Reward` for the learner and `ItemSignal` ("push", "open") for item statistics.
-Owns    what an outcome is worth, and when a decision counts as answered; one `AttributionState`
-        a user.
+Owns    what an outcome is worth, and when a decision counts as answered.
 
 A push is worth the sum of what its user did with it, each outcome once: opened, converted,
 dismissed, opted_out. The first outcome is learned at once. If none has come when the window
@@ -14,63 +13,28 @@ was learned. So whatever the order of messages, the rewards of a decision add up
 A push that never reached anybody (token_invalid, expired) teaches nothing: no reward, or back to
 0 if the window had closed before that was known.
 
-Timers are a heap for each partition, by event time, and are found again in the states on restore.
+What time will do follows from a user's state alone; two times of it are armed, the first of the
+pushes and of the idle user, and stand in the head of the bytes, so that a restart decodes nothing.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
 from typing import Final, Protocol
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from models.arms import LIMIT, D, design
+from operators.attribution_state import STATE_VERSION, AttributionState, Pending, decode_state
 from operators.hops import ItemSignal, Reward
 from operators.messages import NONE_ARM, Decision, Feedback
+from operators.packed import Armed
+from operators.timers import PartitionTimers, load_timers
 
 UNDELIVERED: Final = frozenset(("token_invalid", "expired"))
 # A deadline further off is taken as this: FCM keeps a message 4 weeks, and a week more.
 MAX_WINDOW_MS: Final = 35 * 86_400_000
-_VERSION: Final = 1  # of the bytes; a change of layout takes the next number
-_DEADLINE, _FORGET, _EARLY, _IDLE = range(4)  # kinds of timers, in order at one instant
-Timer = tuple[int, str, int, str]  # due ms, user_id, kind, decision_id
 Output = Reward | ItemSignal
-
-
-class Pending(msgspec.Struct, array_like=True):
-    """A push whose worth may still change: about 500 bytes."""
-
-    item_id: str
-    deadline_ms: int
-    x: bytes  # row of models.arms.design, float64 (D,)
-    learned: float | None = None  # sum of the rewards emitted; None: none yet
-    is_closed: bool = False  # the window
-    types: list[str] = []  # feedback applied, one of each type
-    feedback_ids: list[str] = []
-
-
-class AttributionState(msgspec.Struct, array_like=True):
-    """What `learn` keeps of one user.
-
-    At most 64 pending pushes and 32 decisions' early feedback; `recent` is bounded by
-    `operators.item_stats`, which fills it. Below 50 KB, and below 1 KB for a usual user.
-
-    Examples
-    --------
-    >>> state = AttributionState(recent=[("i1", 5)])
-    >>> decode_state(encode_state(state)) == state
-    True
-    """
-
-    partition: int = 0  # the user's, to find the timers' heap again
-    pending: dict[str, Pending] = {}  # by decision_id, oldest first
-    early: dict[str, list[Feedback]] = {}  # feedback that came before its decision
-    recent: list[tuple[str, int]] = []  # (item_id, ms) of late, for what goes together
-    recent_country: str = ""
-    last_ms: int = 0  # newest interaction
-    has_idle_timer: bool = False
 
 
 class States(Protocol):
@@ -79,28 +43,7 @@ class States(Protocol):
     def get(self, key: str, /) -> AttributionState: ...  # noqa: D102
     def peek(self, key: str, /) -> AttributionState | None: ...  # noqa: D102
     def delete(self, key: str, /) -> None: ...  # noqa: D102
-    def scan(self) -> Iterator[tuple[str, AttributionState]]: ...  # noqa: D102
-
-
-_encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(AttributionState)
-
-
-def new_state(user_id: str) -> AttributionState:
-    """Return the state of a user not seen before; `user_id` is not kept in it."""
-    return AttributionState()
-
-
-def encode_state(state: AttributionState) -> bytes:
-    """Return the state as a version byte and MessagePack."""
-    return bytes((_VERSION,)) + _encoder.encode(state)
-
-
-def decode_state(data: bytes) -> AttributionState:
-    """Return the state that `encode_state` packed; ValueError for another version."""
-    if not data or data[0] != _VERSION:
-        raise ValueError(f"attribution state of version {data[:1]!r}, this code reads {_VERSION}")
-    return _decoder.decode(memoryview(data)[1:])
+    def scan_raw(self) -> Iterator[tuple[str, bytes]]: ...  # noqa: D102
 
 
 class Attribution:
@@ -109,7 +52,7 @@ class Attribution:
     Parameters
     ----------
     states
-        The shard's users; timers are rebuilt from its `scan`.
+        The shard's users; timers are rebuilt from its `scan_raw`.
     opened, converted, dismissed, opted_out
         What an outcome is worth, reward units.
     no_response
@@ -120,7 +63,8 @@ class Attribution:
     forget_after_ms
         How long after its deadline a decision still takes corrections. Default 2 x `window_ms`.
     idle_after_ms
-        How long a user's recent items are kept after their last interaction.
+        How long a user's recent items are kept after their last interaction. Like the other times,
+        a change holds at once for what comes, and from its next timer on for what waits.
     feature_spec
         Learn only from decisions with this `learning.feature_spec`; "" checks sizes alone.
 
@@ -137,11 +81,13 @@ class Attribution:
     `on_feedback` with the same: then the rewards do not depend on batch sizes. The watermark must
     not run ahead of the decisions topic, or decisions come in stale.
 
-    Memory beside the states: 1 timer for each pending push, early feedback and user.
+    Memory beside the states: at most two timers a user, and those overtaken, 75 bytes each.
 
     Examples
     --------
     >>> from models.arms import N_ARM, N_POLICY_CONTEXT
+    >>> import msgspec
+    >>> from operators.attribution_state import encode_state, new_state
     >>> from operators.shards import DictShard
     >>> shard = DictShard("07", encode=encode_state, decode=decode_state, new=new_state)
     >>> attribution = Attribution(shard, opened=1.0, converted=1.0, dismissed=-0.3,
@@ -198,12 +144,12 @@ class Attribution:
         self._forget_after_ms = 2 * window_ms if forget_after_ms is None else forget_after_ms
         self._idle_after_ms = idle_after_ms
         self._feature_spec = feature_spec
-        self._timers: dict[int, list[Timer]] = {}  # by partition
         self.counts: Counter[str] = Counter()
-        for user_id, state in states.scan():
-            self._timers.setdefault(state.partition, []).extend(self._timers_of(user_id, state))
-        for heap in self._timers.values():
-            heapify(heap)
+        self._timers = load_timers(states.scan_raw(), STATE_VERSION, self._older_timers)
+
+    def _older_timers(self, packed: bytes) -> Armed:
+        state = decode_state(packed)
+        return Armed(self._soon_ms(state), self._later_ms(state), state.partition)
 
     def interaction(self, user_id: str, partition: int, time_ms: int) -> AttributionState:
         """Return the user's state for an event at `time_ms`, to be changed in place.
@@ -214,7 +160,7 @@ class Attribution:
         state.last_ms = max(state.last_ms, time_ms)
         if not state.has_idle_timer:
             state.has_idle_timer = True
-            self._at(partition, (state.last_ms + self._idle_after_ms, user_id, _IDLE, ""))
+            self._arm(user_id, state)
         return state
 
     def on_decision(self, decision: Decision, partition: int, watermark_ms: int) -> list[Output]:
@@ -230,7 +176,7 @@ class Attribution:
             return self._ignore("duplicate")
         out = self._make_room(state, partition)
         state.pending[decision_id] = pending
-        self._at(partition, (pending.deadline_ms, user_id, _DEADLINE, decision_id))
+        self._arm_soon(user_id, state, pending.deadline_ms)
         out.append(self._signal(state, pending, "push", decision.decided_at))
         # In order of event time, so that the order of arrival leaves no trace.
         early = state.early.pop(decision_id, [])
@@ -251,17 +197,17 @@ class Attribution:
     def advance(self, partition: int, watermark_ms: int) -> list[Output]:
         """Fire the partition's timers up to its watermark, in order of event time."""
         out: list[Output] = []
-        heap = self._timers.get(partition, [])
-        while heap and heap[0][0] <= watermark_ms:
-            out += self._fire(heappop(heap), partition, watermark_ms)
+        timers = self._timers_of(partition)
+        while timers.first_ms <= watermark_ms:
+            due_ms, user_id = timers.pop()
+            out += self._fire(user_id, due_ms, partition)
         return out
 
     def forget(self, user_id: str) -> None:
         """Erase a user; what they taught the learner before stays, as sums over all users."""
         self._states.delete(user_id)
-        for heap in self._timers.values():
-            heap[:] = [timer for timer in heap if timer[1] != user_id]
-            heapify(heap)
+        for timers in self._timers.values():
+            timers.drop(user_id)
 
     def _pending_of(self, decision: Decision) -> Pending | None:
         learning = decision.learning
@@ -300,7 +246,7 @@ class Attribution:
         if any(_is_repeat(feedback, f.type, f.feedback_id) for f in waiting):
             return self._ignore("duplicate")
         waiting.append(feedback)
-        self._at(partition, (due_ms, feedback.user_id, _EARLY, feedback.decision_id))
+        self._arm_soon(feedback.user_id, state, due_ms)
         if len(state.early) > self.MAX_EARLY:
             first = next(iter(state.early))
             self.counts["orphan"] += len(state.early.pop(first))
@@ -346,71 +292,81 @@ class Attribution:
             return None if pending.learned is None else 0.0
         return self._no_response if pending.is_closed else None
 
-    def _fire(self, timer: Timer, partition: int, watermark_ms: int) -> list[Output]:
-        due_ms, user_id, kind, decision_id = timer
+    def _fire(self, user_id: str, due_ms: int, partition: int) -> list[Output]:
+        """Do what is due for a user at an instant of an armed timer, and arm the next."""
         known = self._states.peek(user_id)
-        if known is None:
+        if known is None or known.partition != partition:
             return []
-        if kind == _IDLE:
-            self._idle(known, user_id, partition, watermark_ms)
-            return []
-        if kind == _EARLY:
-            self._give_up(known, user_id, decision_id, watermark_ms)
-            return []
-        if decision_id not in known.pending:  # crowded out
-            return []
+        if _is_armed(known) and due_ms not in (known.soon_ms, known.later_ms):
+            return []  # overtaken
         state = self._states.get(user_id)
-        if kind == _FORGET:
-            del state.pending[decision_id]
-            self._drop_if_empty(user_id, state)
-            return []
-        pending = state.pending[decision_id]
-        pending.is_closed = True
-        self._at(partition, (due_ms + self._forget_after_ms, user_id, _FORGET, decision_id))
-        return self._settle(decision_id, pending, partition, due_ms)
-
-    def _give_up(
-        self, known: AttributionState, user_id: str, decision_id: str, watermark_ms: int
-    ) -> None:
-        """Drop feedback whose decision did not come within the window."""
-        if decision_id not in known.early:
-            return
-        state = self._states.get(user_id)
-        horizon_ms = watermark_ms - self._window_ms
-        waiting = state.early.pop(decision_id)
-        kept = [feedback for feedback in waiting if feedback.time_ms > horizon_ms]
-        self.counts["orphan"] += len(waiting) - len(kept)
-        if kept:
-            state.early[decision_id] = kept
-        self._drop_if_empty(user_id, state)
-
-    def _idle(
-        self, known: AttributionState, user_id: str, partition: int, watermark_ms: int
-    ) -> None:
-        """Drop a user's recent items once they were idle for long enough; else look again."""
-        due_ms = known.last_ms + self._idle_after_ms
-        if due_ms > watermark_ms:
-            self._at(partition, (due_ms, user_id, _IDLE, ""))
-            return
-        state = self._states.get(user_id)
-        state.has_idle_timer = False
-        state.recent.clear()
-        self._drop_if_empty(user_id, state)
-
-    def _drop_if_empty(self, user_id: str, state: AttributionState) -> None:
-        # One with an idle timer stays for it, so that no user ever has two.
-        if not (state.pending or state.early or state.recent or state.has_idle_timer):
+        out = self._close_windows(state, due_ms, partition)
+        self._forget_pushes(state, due_ms)
+        self._give_up(state, due_ms)
+        if state.has_idle_timer and state.last_ms + self._idle_after_ms <= due_ms:
+            state.has_idle_timer = False
+            state.recent.clear()
+            state.seen.clear()
+        if state.pending or state.early or state.has_idle_timer:
+            state.soon_ms = state.soon_ms if state.soon_ms > due_ms else 0
+            state.later_ms = state.later_ms if state.later_ms > due_ms else 0
+            self._arm(user_id, state)
+        else:
             self._states.delete(user_id)
+        return out
 
-    def _timers_of(self, user_id: str, state: AttributionState) -> Iterator[Timer]:
-        # A window that has closed closes once more, which emits nothing and leads to _FORGET.
-        for decision_id, pending in state.pending.items():
-            yield pending.deadline_ms, user_id, _DEADLINE, decision_id
-        for decision_id, waiting in state.early.items():
-            for feedback in waiting:
-                yield feedback.time_ms + self._window_ms, user_id, _EARLY, decision_id
-        if state.has_idle_timer:
-            yield state.last_ms + self._idle_after_ms, user_id, _IDLE, ""
+    def _close_windows(self, state: AttributionState, due_ms: int, partition: int) -> list[Output]:
+        out: list[Output] = []
+        pending = state.pending
+        closing = [key for key, push in pending.items() if not push.is_closed]
+        for key in sorted(closing, key=lambda key: (pending[key].deadline_ms, key)):
+            if pending[key].deadline_ms <= due_ms:
+                pending[key].is_closed = True
+                out += self._settle(key, pending[key], partition, pending[key].deadline_ms)
+        return out
+
+    def _forget_pushes(self, state: AttributionState, due_ms: int) -> None:
+        """Drop pushes that take no more corrections."""
+        over = [key for key, push in state.pending.items() if self._due_of(push) <= due_ms]
+        for key in over:
+            del state.pending[key]
+
+    def _give_up(self, state: AttributionState, due_ms: int) -> None:
+        """Drop feedback whose decision did not come within the window."""
+        horizon_ms = due_ms - self._window_ms
+        for key, waiting in list(state.early.items()):
+            kept = [feedback for feedback in waiting if feedback.time_ms > horizon_ms]
+            if len(kept) < len(waiting):
+                self.counts["orphan"] += len(waiting) - len(kept)
+                del state.early[key]
+                if kept:
+                    state.early[key] = kept
+
+    def _due_of(self, pending: Pending) -> int:
+        return pending.deadline_ms + (self._forget_after_ms if pending.is_closed else 0)
+
+    def _soon_ms(self, state: AttributionState) -> int:
+        """Return when time next does something to a push or to early feedback; 0: never."""
+        dues = [self._due_of(push) for push in state.pending.values()]
+        for waiting in state.early.values():
+            dues += [feedback.time_ms + self._window_ms for feedback in waiting]
+        return min(dues, default=0)
+
+    def _later_ms(self, state: AttributionState) -> int:
+        return state.last_ms + self._idle_after_ms if state.has_idle_timer else 0
+
+    def _arm(self, user_id: str, state: AttributionState) -> None:
+        """Arm what follows from the state and is not armed."""
+        if soon_ms := self._soon_ms(state):
+            self._arm_soon(user_id, state, soon_ms)
+        if not state.later_ms and (later_ms := self._later_ms(state)):
+            state.later_ms = later_ms
+            self._timers_of(state.partition).put(later_ms, user_id)
+
+    def _arm_soon(self, user_id: str, state: AttributionState, due_ms: int) -> None:
+        if not state.soon_ms or due_ms < state.soon_ms:
+            state.soon_ms = due_ms
+            self._timers_of(state.partition).put(due_ms, user_id)
 
     def _signal(
         self, state: AttributionState, pending: Pending, kind: str, time_ms: int
@@ -419,15 +375,26 @@ class Attribution:
 
     def _state(self, user_id: str, partition: int) -> AttributionState:
         state = self._states.get(user_id)
-        state.partition = partition
+        if state.partition != partition:  # new, or the topic has grown and the user moved
+            state.partition = partition
+            state.soon_ms = state.later_ms = 0
+        if not _is_armed(state):  # for these, and for one that version 1 wrote
+            self._arm(user_id, state)
         return state
 
-    def _at(self, partition: int, timer: Timer) -> None:
-        heappush(self._timers.setdefault(partition, []), timer)
+    def _timers_of(self, partition: int) -> PartitionTimers:
+        timers = self._timers.get(partition)
+        if timers is None:
+            timers = self._timers[partition] = PartitionTimers()
+        return timers
 
     def _ignore(self, reason: str) -> list[Output]:
         self.counts[reason] += 1
         return []
+
+
+def _is_armed(state: AttributionState) -> bool:
+    return bool(state.soon_ms or state.later_ms)
 
 
 def _row(context: list[float], features: list[float]) -> NDArray[np.float64] | None:

@@ -17,6 +17,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from operators.packed import Versions
+
 MAX_SENDS: Final = 64  # kept a user; so a cap above 64 holds as 64
 KEEP_MS: Final = 35 * 86_400_000  # 4 weeks, FCM's longest time to live, and a week
 UNKNOWN: Final = 1_000_000  # above any cap: what `most_in_window` says where sends were dropped
@@ -163,6 +165,7 @@ class PushState(msgspec.Struct, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(PushState)
+_versions = Versions("push", {_VERSION: lambda data: _decoder.decode(memoryview(data)[1:])})
 
 
 def new_state(user_id: str) -> PushState:
@@ -176,7 +179,5 @@ def encode_state(state: PushState) -> bytes:
 
 
 def decode_state(data: bytes) -> PushState:
-    """Return the state that `encode_state` packed; ValueError for another version."""
-    if not data or data[0] != _VERSION:
-        raise ValueError(f"push state of version {data[:1]!r}, this code reads {_VERSION}")
-    return _decoder.decode(memoryview(data)[1:])
+    """Return the state that `encode_state` packed; NewerStateError for a newer release's."""
+    return _versions.read(data)

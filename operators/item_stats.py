@@ -17,8 +17,10 @@ from typing import Final, Protocol
 from models.item_counts import INTEREST, TOGETHER, ItemCounts
 from operators.hops import ItemSignal
 from operators.messages import Event, ItemStats
+from operators.packed import Versions
 
 _SAYS_MORE: Final = frozenset(("cart", "purchase"))  # than the views before them
+_VERSIONS = Versions("item", {1: ItemCounts.unpack})
 
 
 class InteractionTracker:
@@ -122,8 +124,8 @@ def encode_state(state: ItemCounts) -> bytes:
 
 
 def decode_state(data: bytes) -> ItemCounts:
-    """Return the state that `encode_state` packed; ValueError for another version."""
-    return ItemCounts.unpack(data)
+    """Return the state that `encode_state` packed; NewerStateError for a newer release's."""
+    return _VERSIONS.read(data)
 
 
 class Items(Protocol):

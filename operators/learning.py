@@ -13,11 +13,15 @@ from models.learner import RewardLearner, SnapshotError
 from models.posterior import pack_lower, pack_vector
 from operators import metrics
 from operators.attribution import Attribution
+from operators.duplicates import is_repeat
 from operators.hops import Forget, ItemSignal, Reward, ShardBatch
 from operators.item_stats import InteractionTracker, ItemStatsShard, fan_out
 from operators.messages import Decision, Event, Feedback, ItemStats, PolicyShard
+from operators.packed import Versions
 
 _DAY_MS: Final = 86_400_000
+# A newer release's learner stops the flow: to begin anew in its place would lose what it knows.
+_LEARNERS = Versions("learner", {1: RewardLearner.restore})
 
 
 class LearningUsers:
@@ -61,6 +65,9 @@ class LearningUsers:
         if event.item_id is None:
             return []
         state = self._attribution.interaction(event.user_id, partition, event.time_ms)
+        if is_repeat(state.seen, event.event_id):
+            metrics.DUPLICATES.inc()
+            return []
         signal = self._tracker.observe(state.recent, event)
         return [] if signal is None else fan_out(signal)
 
@@ -183,7 +190,7 @@ def _restored(state: bytes) -> RewardLearner:
     if not state:
         return RewardLearner()
     try:
-        return RewardLearner.restore(state)
+        return _LEARNERS.read(state)
     except SnapshotError:
         metrics.FALLBACKS.labels("learner_spec").inc()
         return RewardLearner()

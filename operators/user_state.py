@@ -14,6 +14,7 @@ import msgspec
 from models.features import EVENT_CODE, HISTORY
 from operators.counters import Decayed, Sliding
 from operators.messages import Event, EventContext, UserProfile
+from operators.packed import HEAD_BYTES, Armed, Versions, head
 from operators.sessions import Session
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 else:
     Seconds = array  # Python 3.11 takes no [int] when it runs
 
-STATE_VERSION: Final = 1
-SEEN: Final = 32  # event ids remembered of a user; a duplicate that comes later is not known
+STATE_VERSION: Final = 2  # 1 had no head
 MAX_CART: Final = 50
 MAX_BOUGHT: Final = 50
 ENGAGEMENT_MS: Final = 7 * 86_400_000 / 0.6931471805599453  # opens and dismissals: half-life 7 days
@@ -42,8 +42,8 @@ _HISTORY_KINDS: Final = frozenset(
 class UserState(msgspec.Struct, array_like=True, gc=False):
     """All that is kept of a user: at most about 4 KB packed, typically 0.3 to 1.5 KB.
 
-    Fields are stored by position: append only, with a default. The first three are read alone
-    when timers are rebuilt. Numbers that come in rows are kept in arrays: a user in memory is
+    Fields are stored by position: append only, with a default. The first three stand in the head
+    of the bytes too. Numbers that come in rows are kept in arrays: a user in memory is
     then some 40 objects instead of 170, and each object is a cache miss in every event.
     """
 
@@ -83,8 +83,8 @@ class UserState(msgspec.Struct, array_like=True, gc=False):
     cart_fired_ms: int = 0  # `last_ms` when the cart last fired
 
 
-class Timers(msgspec.Struct, array_like=True, gc=False):
-    """The first fields of a packed state."""
+class _Version1Head(msgspec.Struct, array_like=True, gc=False):
+    """The first fields of the body: all that a restart needs of a state without a head."""
 
     soon_ms: int
     later_ms: int
@@ -103,21 +103,28 @@ def _unpack_array(_type: type, packed: bytes) -> Any:
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_pack_array)
 _DECODER = msgspec.msgpack.Decoder(UserState, dec_hook=_unpack_array)
-_TIMERS = msgspec.msgpack.Decoder(Timers)
-_VERSION: Final = bytes([STATE_VERSION])
+_VERSION_1_HEAD = msgspec.msgpack.Decoder(_Version1Head)
+_VERSIONS = Versions(
+    "user",
+    {
+        1: lambda packed: _DECODER.decode(memoryview(packed)[1:]),
+        STATE_VERSION: lambda packed: _DECODER.decode(memoryview(packed)[HEAD_BYTES:]),
+    },
+)
 
 
 def encode_state(state: UserState) -> bytes:
-    """Return the state as bytes, a version byte first."""
-    return _VERSION + _ENCODER.encode(state)
+    """Return the state as bytes: a head that is read alone (`operators.packed`), then all of it."""
+    armed = Armed(state.soon_ms, state.later_ms, state.partition)
+    return head(STATE_VERSION, armed) + _ENCODER.encode(state)
 
 
 def decode_state(packed: bytes) -> UserState:
-    """Return the state of `encode_state`.
+    """Return the state of `encode_state`, of this release or an older one.
 
     Raises
     ------
-    ValueError
+    operators.packed.NewerStateError
         If a newer version wrote it.
 
     Examples
@@ -126,14 +133,16 @@ def decode_state(packed: bytes) -> UserState:
     >>> decode_state(encode_state(state)) == state
     True
     """
-    if packed[0] != STATE_VERSION:
-        raise ValueError(f"user state of version {packed[0]}, this release reads {STATE_VERSION}")
-    return _DECODER.decode(memoryview(packed)[1:])
+    return _VERSIONS.read(packed)
 
 
-def timers_of(packed: bytes) -> Timers:
-    """Return the timers of a packed state, without reading the rest of it."""
-    return _TIMERS.decode(memoryview(packed)[1:])
+def older_timers(packed: bytes) -> Armed:
+    """Return the timers of a state that is not of `STATE_VERSION`; raise as `decode_state` does."""
+    if packed[0] == 1:
+        found = _VERSION_1_HEAD.decode(memoryview(packed)[1:])
+        return Armed(found.soon_ms, found.later_ms, found.partition)
+    state = decode_state(packed)
+    return Armed(state.soon_ms, state.later_ms, state.partition)
 
 
 def new_state(_user_id: str) -> UserState:

@@ -89,7 +89,7 @@ def test_many_rows_go_in_chunks_and_none_is_left_out() -> None:
     buffered.put_features([feature_row(f"u{i}", 1.0) for i in range(1_200)])
     buffered.put_decisions([decision_row(f"u{i}", i) for i in range(300)])
     assert buffered.flush(WAIT_S)
-    assert [len(chunk) for chunk in gate.chunks] == [500, 500, 200]
+    assert [len(chunk) for chunk in gate.chunks] == [100] * 12
     assert all(gate.latest_decisions(f"u{i}", 1) for i in range(300))
     assert buffered.close(WAIT_S)
 

@@ -1,17 +1,21 @@
 """What a user did, and when that fires a trigger, in event time alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.features import COLUMN
+from operators.duplicates import REMEMBERED
 from operators.hops import Entry, Forget, ShardBatch, Trigger
 from operators.messages import Consent, Event, EventContext, Feedback, UserProfile
+from operators.packed import HEAD_BYTES
 from operators.shards import DictShard
+from operators.state import StateStore
 from operators.triggers import TriggerRules
-from operators.user_state import SEEN, UserState, decode_state, encode_state, new_state
+from operators.user_state import UserState, decode_state, encode_state, new_state
 from operators.users import UserShard
 from tests.conftest import T0_MS, event
 
@@ -182,10 +186,10 @@ def test_a_duplicate_changes_nothing() -> None:
 
 
 def test_a_duplicate_is_known_within_the_window_of_ids() -> None:
-    within = [at(n / 100, f"e{n}") for n in range(SEEN)]
+    within = [at(n / 100, f"e{n}") for n in range(REMEMBERED)]
     subject = shard()
 
-    assert column(subject, "views_total", *within, within[0], at(9, "x")) == SEEN + 1
+    assert column(subject, "views_total", *within, within[0], at(9, "x")) == REMEMBERED + 1
 
 
 def test_a_late_event_counts_and_does_not_move_the_sessions_end() -> None:
@@ -249,6 +253,24 @@ def test_an_opt_out_lasts_until_consent_is_given_anew() -> None:
     assert flags == [True, True, False]
 
 
+def test_feedback_of_a_user_without_events_is_dropped_in_the_end() -> None:
+    users = states()
+    subject = shard(users)
+
+    assert run(subject, opt_out(), until_ms=T0_MS + 90 * DAY_MS - 1) == []
+    assert len(list(users.scan())) == 1
+    assert run(shard(users), until_ms=T0_MS + 90 * DAY_MS) == [Forget("u1", "00")]
+    assert list(users.scan()) == []
+
+
+def test_events_that_come_after_their_feedback_fire_as_ever() -> None:
+    subject = shard()
+    triggers = run(subject, opt_out(), *views(0, 1, 2), until_ms=T0_MS + 90 * DAY_MS)
+
+    assert kinds(triggers) == ["intent", "session_ended", "idle"]
+    assert kinds(run(subject, until_ms=T0_MS + 91 * DAY_MS)) == ["forget"]
+
+
 def test_an_erased_user_leaves_nothing_behind() -> None:
     users = states()
     subject = shard(users)
@@ -269,6 +291,40 @@ def test_a_shard_resumed_from_packed_states_fires_the_same_timers() -> None:
         "session_ended",
         "idle",
     ]
+
+
+def test_a_restart_decodes_no_user_and_hot_users_stay_within_their_bound(tmp_path: Path) -> None:
+    def store(run_id: str) -> StateStore[UserState]:
+        return StateStore(
+            tmp_path,
+            "users",
+            encode=encode_state,
+            decode=decode_state,
+            new=new_state,
+            run_id=run_id,
+            n_workers=1,
+            hot_capacity=8,
+        )
+
+    def visit(kept: StateStore[UserState], name: str) -> list[int]:
+        users = kept.open_shard("00", ref)
+        subject = UserShard("00", users, RULES, lambda _: "")
+        hot = [kept.n_hot]
+        for n in range(100):
+            users.touch()
+            subject.on_batch([batch([event(f"{name}{n}", f"u{n}", time_ms=T0_MS + n)])])
+            hot.append(kept.n_hot)
+        refs.append(users.snapshot())
+        return [*hot, kept.n_hot]
+
+    ref, refs = None, []
+    visit(store("first"), "a")
+    [ref] = refs
+    before, *during, after = visit(store("second"), "b")
+
+    assert before == 0
+    assert max(during) <= 8 * 1.25 + 1
+    assert after <= 8
 
 
 EVENTS = st.lists(
@@ -316,6 +372,30 @@ def test_batch_sizes_ticks_and_restarts_change_no_trigger_and_no_state(
     assert list(cut_users.scan_raw()) == list(users.scan_raw())
 
 
-def test_a_state_of_another_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="version 9"):
-        decode_state(b"\x09" + encode_state(UserState())[1:])
+@given(EVENTS, st.integers(0, 40))
+def test_a_state_of_version_1_goes_on_as_one_of_today(events: list[Event], cut: int) -> None:
+    whole = batch(events, T0_MS + 10 * DAY_MS)
+    users = states()
+    [expected] = shard(users).on_batch([whole])
+
+    old = states()
+    [first] = shard(old).on_batch([ShardBatch("00", 0, 0, whole.entries[:cut])])
+    upgraded = _Version1(old)
+    [second] = shard(upgraded).on_batch([whole._replace(entries=whole.entries[cut:])])
+
+    assert first.triggers + second.triggers == expected.triggers
+    assert list(upgraded.scan()) == list(users.scan())
+
+
+class _Version1(DictShard[UserState]):
+    """The users of another shard, as version 1 packed them: without a head."""
+
+    def __init__(self, users: DictShard[UserState]) -> None:
+        packed = [(key, b"\x01" + value[HEAD_BYTES:]) for key, value in users.scan_raw()]
+        super().__init__(
+            "00", encode=encode_state, decode=decode_state, new=new_state, state=tuple(packed)
+        )
+        self._old = packed
+
+    def scan_raw(self) -> Iterator[tuple[str, bytes]]:
+        return iter(self._old)

@@ -1,0 +1,79 @@
+"""Attribution's state: what `learn` keeps of one user, and its bytes.
+
+Owns    the fields and their order, the versions of the bytes, and the bounds of every list.
+"""
+
+from typing import Final
+
+import msgspec
+
+from operators.messages import Feedback
+from operators.packed import HEAD_BYTES, Armed, Versions, head
+
+STATE_VERSION: Final = 2  # 1 had no head, and its timers were all made anew
+
+
+class Pending(msgspec.Struct, array_like=True):
+    """A push whose worth may still change: about 500 bytes."""
+
+    item_id: str
+    deadline_ms: int
+    x: bytes  # row of models.arms.design, float64 (D,)
+    learned: float | None = None  # sum of the rewards emitted; None: none yet
+    is_closed: bool = False  # the window
+    types: list[str] = []  # feedback applied, one of each type
+    feedback_ids: list[str] = []
+
+
+class AttributionState(msgspec.Struct, array_like=True):
+    """What `learn` keeps of one user.
+
+    At most 64 pending pushes, 32 decisions' early feedback and 32 ids of events; `recent` is
+    bounded by `operators.item_stats`, which fills it. Below 50 KB, and about 1 KB for a usual
+    user. Fields are stored by position: append only, with a default.
+
+    Examples
+    --------
+    >>> state = AttributionState(recent=[("i1", 5)])
+    >>> decode_state(encode_state(state)) == state
+    True
+    """
+
+    partition: int = 0  # the user's, to find the timers' heap again
+    pending: dict[str, Pending] = {}  # by decision_id, oldest first
+    early: dict[str, list[Feedback]] = {}  # feedback that came before its decision
+    recent: list[tuple[str, int]] = []  # (item_id, ms) of late, for what goes together
+    recent_country: str = ""
+    last_ms: int = 0  # newest interaction
+    has_idle_timer: bool = False  # there are items to drop once the user is idle
+    # Armed timers, 0: none. Both are 0 in a state that version 1 wrote, whatever waits in it.
+    soon_ms: int = 0  # the first that a push or early feedback waits for
+    later_ms: int = 0  # idle, as of some interaction
+    seen: bytearray = msgspec.field(default_factory=bytearray)  # of `operators.duplicates`
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(AttributionState)
+_versions = Versions(
+    "attribution",
+    {
+        1: lambda packed: _decoder.decode(memoryview(packed)[1:]),
+        STATE_VERSION: lambda packed: _decoder.decode(memoryview(packed)[HEAD_BYTES:]),
+    },
+)
+
+
+def new_state(user_id: str) -> AttributionState:
+    """Return the state of a user not seen before; `user_id` is not kept in it."""
+    return AttributionState()
+
+
+def encode_state(state: AttributionState) -> bytes:
+    """Return the state as a head that is read alone (`operators.packed`) and MessagePack."""
+    armed = Armed(state.soon_ms, state.later_ms, state.partition)
+    return head(STATE_VERSION, armed) + _encoder.encode(state)
+
+
+def decode_state(data: bytes) -> AttributionState:
+    """Return the state that `encode_state` packed; NewerStateError for a newer release's."""
+    return _versions.read(data)
