@@ -7,7 +7,6 @@ Owns    the rule that a child which dies stops the demo, and shows what it said 
 import http.client
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,11 +19,13 @@ import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
 from flows.settings import child_environment
+from flows.supervisor import free_ports
 from flows.tally import Counters
 
 _ROOT: Final = Path(__file__).parent.parent
 _TAIL_LINES: Final = 25
 _READY: Final = re.compile(r"^ready\s*$", re.MULTILINE)
+_STARTED: Final = re.compile(r"^started \S+: pids ([\d ]+),", re.MULTILINE)
 _SCRAPE_S: Final = 0.5  # between two looks: a scrape costs a child a few milliseconds
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]  # (name, labels) -> value
@@ -47,6 +48,8 @@ class FlowProcess:
         Directory for its log, and its working directory, so that no pushflow.toml is found.
     arguments
         More words on its command line, such as its place in a cluster.
+    processes
+        Not 0: run it as a supervised cluster of so many processes.
 
     Notes
     -----
@@ -55,10 +58,17 @@ class FlowProcess:
     """
 
     def __init__(
-        self, name: str, values: dict[str, str], work: Path, arguments: Sequence[str] = ()
+        self,
+        name: str,
+        values: dict[str, str],
+        work: Path,
+        arguments: Sequence[str] = (),
+        processes: int = 0,
     ) -> None:
         self.name = name
-        self.port = free_port()
+        self.port = free_ports(max(processes, 1))[0]
+        if processes:
+            arguments = [*arguments, "--processes", str(processes)]
         self.log = work / f"{name}.log"
         environment = child_environment(values | {"PUSHFLOW_METRICS_PORT": str(self.port)}, _ROOT)
         with self.log.open("wb") as log:
@@ -77,10 +87,21 @@ class FlowProcess:
         """The child's process id."""
         return self._process.pid
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Wait until the child says that it reads."""
+    @property
+    def cluster(self) -> list[int]:
+        """The process ids of a supervised cluster's newest start."""
+        *_, newest = _STARTED.finditer(self._said())
+        return [int(pid) for pid in newest[1].split()]
+
+    @property
+    def n_ready(self) -> int:
+        """How often it said that it reads: a supervised cluster says so at each start."""
+        return len(_READY.findall(self._said()))
+
+    def wait_ready(self, timeout_s: float, times: int = 1) -> None:
+        """Wait until the child says that it reads, for so many times since its start."""
         deadline = time.monotonic() + timeout_s
-        while not _READY.search(self.log.read_text(encoding="utf-8", errors="replace")):
+        while self.n_ready < times:
             self.check()
             if time.monotonic() > deadline:
                 raise ChildError(f"{self.name} is not ready after {timeout_s:.0f} s{self._tail()}")
@@ -91,9 +112,9 @@ class FlowProcess:
         if (code := self.code) is not None:
             raise ChildError(f"{self.name} has ended with code {code}{self._tail()}")
 
-    def samples(self) -> Samples:
-        """Return the child's counters and gauges; {} where it does not answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)
+    def samples(self, process: int = 0) -> Samples:
+        """Return the counters and gauges of a process of it; {} where it does not answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port + process, timeout=2)
         try:
             connection.request("GET", "/metrics")
             text = connection.getresponse().read().decode()
@@ -131,8 +152,11 @@ class FlowProcess:
         self._process.kill()
         self._process.wait()
 
+    def _said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
     def _tail(self) -> str:
-        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = self._said().splitlines()
         return f"; the end of {self.log}:\n" + "\n".join(lines[-_TAIL_LINES:])
 
 
@@ -209,6 +233,4 @@ def counters(decide: Samples, learn: Samples) -> Counters:
 
 def free_port() -> int:
     """Return a port that nobody listens on just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    return free_ports(1)[0]

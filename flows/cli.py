@@ -5,6 +5,7 @@ Owns    names and help of commands and options, and exit codes; the work is in o
 """
 
 import logging
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +18,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flows.settings import Settings
+from flows.state_commands import make_app as make_state_app
+from flows.supervisor import NO_RESTART, end_with_supervisor, supervise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,7 +57,7 @@ def settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        fail(f"settings: {error}")
+        fail(f"settings: {error}", NO_RESTART)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -69,25 +72,60 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+app.add_typer(make_state_app(settings, fail), name="state")
+
+
 @app.command()
 def run(
     flow: Annotated[Flow, typer.Argument(help="decide: events to decisions; learn: feedback.")],
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Stop where the topics end now, for replays.")
     ] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Run so many on this host, supervised: see below."),
+    ] = None,
     process_id: Annotated[
         int, typer.Option(help="This process's place in --addresses, from 0.")
     ] = 0,
     addresses: Annotated[
-        str, typer.Option(help="host:port of every process of the cluster, by commas.")
+        str, typer.Option(help="host:port of every process of a cluster of many hosts, by commas.")
     ] = "",
+    supervised: Annotated[bool, typer.Option("--supervised", hidden=True)] = False,
 ) -> None:
-    """Run a flow against Kafka until SIGTERM. Prints `ready` once it reads."""
-    from flows import run as running
-    from operators.kafka_client import KafkaFailure
-    from operators.lineage import CheckpointError
+    """Run a flow against Kafka until SIGTERM.
 
+    Prints `ready` once it reads, and `stopping` when it begins to stop.
+
+    Exit codes:
+    0: it ended in order.
+    2: somebody must mend something first: options, settings, state; or
+    another cluster runs in its place.
+    75: its topics changed. Start it again at once.
+    78: a topic is not there.
+    Any other: it failed. Start it again.
+
+    One host: --processes N keeps a cluster of N processes running.
+    When one ends all are ended and started again, as one cluster: at once
+    after 75; never after 2, nor after 78 where it was never ready, and that
+    is then the exit code; else after 1 s, up to 30 s where it keeps failing.
+    SIGTERM stops all, and gives 0 if all ended in order within 20 s.
+    To change N, stop and start with another: users move with their state.
+    Process i serves metrics at PUSHFLOW_METRICS_PORT + i.
+
+    Many hosts: start one process on each, supervised by what you have there.
+    All need the same --addresses, each its own --process-id,
+    the same PUSHFLOW_RUN_ID, a new one at each start of the cluster,
+    and PUSHFLOW_STATE__DIRECTORY on a file system that they share.
+    When one process ends, end all and start all again.
+    """
     places = tuple(address for address in addresses.split(",") if address)
+    if processes is not None:
+        _supervise(flow, processes, places, until_end=until_end)
+    from flows import run as running
+
+    if supervised:
+        end_with_supervisor()
     try:
         running.run(
             flow.value,
@@ -96,8 +134,34 @@ def run(
             stop_at_end=until_end,
             on_ready=lambda: print("ready", flush=True),
         )
-    except (KafkaFailure, CheckpointError) as error:
-        fail(str(error))
+    except RuntimeError as error:
+        if (reason := running.why(error)) is None:
+            raise
+        console.print(str(reason[0]), style="red", markup=False, highlight=False)
+        _leave(reason[1])
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process as it stands: all that counts is written.
+
+    Threads of RocksDB, librdkafka and Bytewax still run. Taking the interpreter down around them
+    has ended in a segmentation fault, in the place of the exit code that a supervisor goes by.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _supervise(flow: Flow, n: int, places: tuple[str, ...], *, until_end: bool) -> NoReturn:
+    current = settings()
+    if places:
+        fail("--processes starts a cluster, --addresses joins one: give one of them", NO_RESTART)
+    if current.run_id:
+        fail("PUSHFLOW_RUN_ID names one start, --processes makes many: unset it", NO_RESTART)
+    arguments = ["--until-end"] if until_end else []
+    code = supervise(flow.value, n, metrics_port=current.metrics_port, arguments=arguments)
+    raise typer.Exit(code)
 
 
 @topics_app.command("create")

@@ -4,7 +4,7 @@ Reads   the settings, and what they point to: Kafka, Redis, the state's director
 Emits   findings, each ok, warn or fail, the latter two with a way to mend it.
 Owns    what counts as wrong. `warn` runs but not as one may think; `fail` does not run.
 
-It changes nothing: no topic is made, no directory either.
+It changes nothing: no topic of ours is made, no directory either, and a flow that runs goes on.
 """
 
 import importlib.util
@@ -33,6 +33,7 @@ from operators.feature_store import RedisStore, StoreUnavailableError, connector
 from operators.kafka_admin import BrokerInfo, broker_info, topic_drift
 from operators.kafka_client import KafkaFailure
 from operators.kafka_tables import TableFollower
+from operators.kafka_transactions import Lanes
 from operators.messages import TOPICS, Campaign, ModelCard
 from operators.model_table import ModelTable
 
@@ -48,6 +49,8 @@ EXTRAS: Final = {  # extra -> what it brings, by name of import
 LOW_BYTES: Final = 2 << 30
 LEAST_BYTES: Final = 200 << 20
 CONNECT_SECONDS: Final = 3.0
+# The first transaction on a cluster has it make a topic of its own, of 50 partitions.
+TRANSACTION_SECONDS: Final = 15.0
 _STYLES: Final = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -202,6 +205,7 @@ def check_kafka(settings: Settings) -> Iterator[Finding]:
         drift = topic_drift(client, specs(settings))
         yield check_topics(drift)
         yield check_partitions(settings, info)
+        yield check_transactions(settings)
         yield from _check_tables(settings, info)
     except KafkaFailure as failure:
         mend = (
@@ -254,6 +258,15 @@ def check_partitions(settings: Settings, info: BrokerInfo) -> Finding:
     detail = ", ".join(f"{name} has {n}" for name, n in found.items())
     mend = "make the topics keyed by user_id anew with one number of partitions"
     return Finding("partitions", "fail", detail, mend)
+
+
+def check_transactions(settings: Settings) -> Finding:
+    """Hold the cluster to letting us write in transactions, under an id of the doctor's own."""
+    try:
+        Lanes(settings.kafka.client(), "doctor", 0).fence(TRANSACTION_SECONDS)
+    except KafkaFailure as failure:
+        return Finding("transactions", "fail", str(failure), "the brokers' settings or our rights")
+    return Finding("transactions", "ok", "allowed")
 
 
 def _check_tables(settings: Settings, info: BrokerInfo) -> Iterator[Finding]:

@@ -145,6 +145,7 @@ def test_a_whole_set_up_is_well_but_for_the_model(tmp_path: Path, embedded_boots
 
     assert found["topics"].status == "ok"
     assert found["partitions"].status == "ok"
+    assert found["transactions"].status == "ok"
     assert found["campaigns"].status == "ok"
     assert found["model"].status == "warn"
 
@@ -162,6 +163,7 @@ def test_a_real_cluster_shows_settings_that_were_changed(
 
     assert found["kafka"].status == "ok"
     assert found["partitions"].status == "ok"
+    assert found["transactions"].status == "ok"
     assert found["topics"].status == "fail"
     assert f"{name}: cleanup.policy is delete, should be compact" in found["topics"].detail
 

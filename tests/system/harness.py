@@ -13,7 +13,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,14 +21,22 @@ import msgspec
 import numpy as np
 
 from flows import decide
-from flows.children import FlowProcess, free_port
+from flows.children import FlowProcess
 from flows.settings import Settings
 from flows.simulate import Population
+from flows.supervisor import free_ports
 from flows.topics import specs
 from flows.training import card_of
 from operators.codec import encode
 from operators.hops import RawMessage
 from operators.kafka_admin import create_topics
+from operators.kafka_client import (
+    address,
+    consumer_settings,
+    count_partitions,
+    open_consumer,
+    watermarks,
+)
 from operators.kafka_sink import Writer, partition_of
 from operators.kafka_tables import Reader
 from operators.messages import Decision, Event, UserProfile
@@ -108,6 +116,14 @@ def decided(
     return dict(written)
 
 
+def _ends(client: dict[str, Any], topics: list[str]) -> dict[tuple[str, int], int]:
+    """Return where each partition ends for this client."""
+    with open_consumer(consumer_settings(client)) as consumer:
+        numbers = {t: range(count_partitions(consumer, t, address(client))) for t in topics}
+        places = [(topic, number) for topic in topics for number in numbers[topic]]
+        return {place: watermarks(consumer, *place)[1] for place in places}
+
+
 class Collector:
     """Reads topics in a thread, from their first messages on.
 
@@ -120,6 +136,7 @@ class Collector:
     def __init__(
         self, client: dict[str, Any], topics: list[str], keep: Callable[[RawMessage], Any]
     ) -> None:
+        self._client, self._topics = client, topics
         self._reader = Reader(client, topics)
         self._keep = keep
         self.rows: list[Any] = []
@@ -134,11 +151,24 @@ class Collector:
     def _take(self, timeout_s: float) -> None:
         self.rows += map(self._keep, self._reader.read(2_000, timeout_s))
 
+    def _await_commits(self) -> None:
+        """Wait until all that is written is committed or aborted: at the end of a transaction the
+        broker still has to mark it, and what a killed process left open times out in a minute.
+        """
+        written = _ends(self._client | {"isolation.level": "read_uncommitted"}, self._topics)
+
+        def is_readable() -> bool:
+            readable = _ends(self._client, self._topics)
+            return all(readable[place] >= end for place, end in written.items())
+
+        wait("commits", is_readable, timeout_s=90)
+
     def close(self) -> list[Any]:
         """Read to the end, stop, and return all rows; a second call does nothing more."""
         if not self._stop.is_set():
             self._stop.set()
             self._thread.join()
+            self._await_commits()
             while not self._reader.at_end():
                 self._take(0.1)
             self._reader.close()
@@ -185,28 +215,43 @@ class Stage:
         Of the topics' names.
     work
         For state and logs.
+    replication
+        Copies of each partition.
+    values
+        More PUSHFLOW_* variables of every child.
     """
 
-    def __init__(self, bootstrap: str, prefix: str, work: Path) -> None:
+    def __init__(
+        self,
+        bootstrap: str,
+        prefix: str,
+        work: Path,
+        *,
+        replication: int = 1,
+        values: Mapping[str, str] | None = None,
+    ) -> None:
         kafka = {
             "bootstrap_servers": bootstrap,
             "topic_prefix": prefix,
             "partitions": N_PARTITIONS,
+            "replication": replication,
             "retention_ms": -1,
         }
         self.settings = Settings(kafka=kafka)  # type: ignore[arg-type] # pydantic converts it
         self.client = self.settings.kafka.client()
         self.topic = self.settings.kafka.topic
         self._work = work
+        self.state = work / "state"
         self._values = {
             "PUSHFLOW_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
             "PUSHFLOW_KAFKA__TOPIC_PREFIX": prefix,
-            "PUSHFLOW_STATE__DIRECTORY": str(work / "state"),
+            "PUSHFLOW_STATE__DIRECTORY": str(self.state),
             "PUSHFLOW_STATE__EPOCH_SECONDS": "0.3",
             "PUSHFLOW_REDIS__URL": "",
             "PUSHFLOW_RANKING__FROZEN": "true",
             "PUSHFLOW_CAMPAIGNS_FILE": str(w.CAMPAIGNS),
             "OMP_NUM_THREADS": "1",
+            **(values or {}),
         }
         self._starts = itertools.count()
         self._children: list[FlowProcess] = []
@@ -233,29 +278,47 @@ class Stage:
         for number, message in enumerate(messages):
             if pace and number % 10 == 0:
                 time.sleep(max(0.0, began + number / pace - time.monotonic()))
-            key = (message.key or b"").decode()
-            self.writer.send(
-                self.topic(message.topic), key, message.value, timestamp_ms=message.timestamp_ms
-            )
+            self.put(message)
         self.writer.flush()
 
-    def start(self, name: str, *, size: int = 1, **values: str) -> list[FlowProcess]:
-        """Start a flow as a cluster of `size` processes on the state that is there."""
+    def put(self, message: RawMessage) -> None:
+        """Send one message, and do not wait."""
+        key = (message.key or b"").decode()
+        self.writer.send(
+            self.topic(message.topic), key, message.value, timestamp_ms=message.timestamp_ms
+        )
+
+    def start(self, name: str, *arguments: str, size: int = 1, **values: str) -> list[FlowProcess]:
+        """Start a flow as a cluster of `size` processes on the state that is there.
+
+        `arguments` are more words on its command line, `values` more variables.
+        """
         number = next(self._starts)
-        more: list[list[str]] = [[]]
+        more = [list(arguments)]
         if size > 1:
-            places = ",".join(f"127.0.0.1:{free_port()}" for _ in range(size))
-            more = [["--process-id", str(i), "--addresses", places] for i in range(size)]
+            places = ",".join(f"127.0.0.1:{port}" for port in free_ports(size))
+            more = [
+                [*arguments, "--process-id", str(i), "--addresses", places] for i in range(size)
+            ]
             values = {"PUSHFLOW_RUN_ID": f"start-{number}", **values}
         started = []
-        for process, arguments in enumerate(more):
+        for process, words in enumerate(more):
             folder = self._work / f"start-{number}-{process}"
             folder.mkdir()
-            started.append(FlowProcess(name, self._values | values, folder, arguments))
+            started.append(FlowProcess(name, self._values | values, folder, words))
             self._children.append(started[-1])
         for child in started:
             child.wait_ready(90)
         return started
+
+    def supervise(self, name: str, size: int, **values: str) -> FlowProcess:
+        """Start a flow as a supervised cluster on the state that is there."""
+        folder = self._work / f"start-{next(self._starts)}"
+        folder.mkdir()
+        child = FlowProcess(name, self._values | values, folder, processes=size)
+        self._children.append(child)
+        child.wait_ready(90)
+        return child
 
     def collect(self, topic: str, keep: Callable[[RawMessage], Any]) -> Collector:
         """Begin to read a topic."""
@@ -288,11 +351,11 @@ def wait(
     return True
 
 
-def total(child: FlowProcess, name: str, label: str = "") -> float:
-    """Return a counter of a child, summed over the labels that end with `label`."""
+def total(child: FlowProcess, name: str, label: str = "", process: int = 0) -> float:
+    """Return a counter of a child's process, summed over the labels that end with `label`."""
     return sum(
         value
-        for (found, labels), value in child.samples().items()
+        for (found, labels), value in child.samples(process).items()
         if found == name and (not label or any(text.endswith(label) for _, text in labels))
     )
 

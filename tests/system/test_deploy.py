@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel
 
 from flows.settings import Settings
+from flows.supervisor import PEER_SECONDS, STOP_SECONDS
 from operators.campaigns import load_yaml
 from operators.content import validate_templates
 
@@ -64,8 +65,9 @@ def test_the_settings_of_compose_are_valid_and_arrive(monkeypatch: pytest.Monkey
 def test_both_flows_redis_kafka_and_the_topics_job_are_there() -> None:
     assert set(SERVICES) == {"kafka", "redis", "topics", "decide", "learn"}
     assert SERVICES["topics"]["command"] == ["topics", "create"]
-    assert SERVICES["decide"]["command"] == ["run", "decide"]
-    assert SERVICES["learn"]["command"] == ["run", "learn"]
+    decide = ["run", "decide", "--processes", "${DECIDE_PROCESSES:-2}"]
+    assert SERVICES["decide"]["command"] == decide
+    assert SERVICES["learn"]["command"] == ["run", "learn", "--processes", "1"]
 
 
 @pytest.mark.parametrize("service", ["kafka", "redis", "decide", "learn"])
@@ -80,6 +82,18 @@ def test_the_flows_start_after_the_topics_and_the_topics_after_the_broker() -> N
     done = {"condition": "service_completed_successfully"}
     assert SERVICES["decide"]["depends_on"]["topics"] == done
     assert SERVICES["learn"]["depends_on"]["topics"] == done
+
+
+@pytest.mark.parametrize("flow", ["decide", "learn"])
+def test_a_flow_has_the_time_to_stop_that_its_supervisor_takes(flow: str) -> None:
+    assert (
+        float(SERVICES[flow]["stop_grace_period"].removesuffix("s")) > STOP_SECONDS + PEER_SECONDS
+    )
+
+
+def test_the_metrics_of_each_process_of_decide_are_published() -> None:
+    port = int(SERVICES["decide"]["environment"]["PUSHFLOW_METRICS_PORT"])
+    assert SERVICES["decide"]["ports"] == [f"127.0.0.1:9110-9117:{port}-{port + 7}"]
 
 
 def test_the_state_of_each_flow_lies_on_a_volume_of_its_own() -> None:
