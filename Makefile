@@ -8,13 +8,14 @@ READY := $(VENV)/.ready
 LOAN := .pushflow/uv
 ARGS ?=
 BENCH ?= path
+SHORT ?=
 
 # Workers are processes: a thread pool in each would fight over the same cores.
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test check bench chaos soak setup clean
 
 demo: $(READY)
 	$(BIN)/pushflow demo $(ARGS)
@@ -29,6 +30,12 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench.$(BENCH) $(ARGS)
+
+chaos: $(READY)
+	$(BIN)/python -m bench.chaos $(if $(SHORT),--short) $(ARGS)
+
+soak: $(READY)
+	$(BIN)/python -m bench.soak $(ARGS)
 
 setup: $(READY)
 

@@ -1,21 +1,20 @@
 """A load for whole-path benchmarks: made-up users and items with a known share of triggers.
 
-Each user views two items of category 0 first. Then every event is either (with the share of
-triggers) a third such view by a user who has not fired yet, which shows intent, or a click that
-fires nothing. All campaigns' caps are open, so that every trigger takes the whole path: 100
-candidates, the student, 20 arms, the policy, content.
+Each user who may fire views two items of category 0 first; all others click once. Then every event
+is either (with the share of triggers) a third such view by a user who has not fired yet, which
+shows intent, or a click of any user that fires nothing. All campaigns' caps are open, so that every
+trigger takes the whole path: 100 candidates, the student, 20 arms, the policy, content.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import orjson
 
 from models.dataset import build_histories
 from models.text import item_text
 from models.train import TrainConfig, train_student
-from operators.codec import encode
 from operators.messages import Campaign, Caps, Consent, Experiment, Item, ItemStats, Template
 from operators.messages import UserProfile as Profile
 
@@ -121,18 +120,28 @@ class Load:
     ----------
     speed
         Milliseconds of event time between two events.
+    n_firing
+        Users who may fire, once each; None: all.
     """
 
-    def __init__(self, n_users: int, share: float, *, speed: float, seed: int = 1) -> None:
+    def __init__(
+        self,
+        n_users: int,
+        share: float,
+        *,
+        speed: float,
+        n_firing: int | None = None,
+        seed: int = 1,
+    ) -> None:
         self._rng = np.random.default_rng(seed)
         self._n_users, self._share, self._speed = n_users, share, speed
-        self._ready = self._rng.permutation(n_users).tolist()
+        self._ready = self._rng.permutation(n_users)[:n_firing].tolist()
         self._clicks = np.zeros(n_users, np.int64)
         self._n = 0
 
     def _event(self, user: int, kind: str, item: int, *, is_trigger: bool = False) -> Message:
         self._n += 1
-        event_id, user_id = f"e{self._n:08d}", f"user-{user:06d}"
+        event_id, user_id = f"e{self._n:08d}", _user_id(user)
         time_ms = START_MS + int(self._n * self._speed)
         value = (
             f'{{"event_id":"{event_id}","user_id":"{user_id}","type":"{kind}",'
@@ -140,14 +149,23 @@ class Load:
         ).encode()
         return Message(event_id, user_id, value, is_trigger)
 
-    def warm(self) -> list[Message]:
-        """Return two views of category 0 for each user: nobody fires yet."""
-        rounds = self._rng.integers(0, N_ITEMS // N_CATEGORIES, (2, self._n_users))
-        return [
-            self._event(user, "view", int(items_of[user]) * N_CATEGORIES)
-            for items_of in rounds
-            for user in range(self._n_users)
-        ]
+    def who_may_fire(self) -> list[str]:
+        """Return the users who have not fired yet: those who need a profile."""
+        return [_user_id(user) for user in self._ready]
+
+    def warm(self) -> Iterator[Message]:
+        """Yield two views of category 0 for each user who may fire, then a click of the others.
+
+        Nobody fires yet.
+        """
+        for _ in range(2):
+            rounds = self._rng.integers(0, N_ITEMS // N_CATEGORIES, len(self._ready)).tolist()
+            for user, number in zip(self._ready, rounds, strict=True):
+                yield self._event(user, "view", number * N_CATEGORIES)
+        firing = set(self._ready)
+        for user in range(self._n_users):
+            if user not in firing:
+                yield self._event(user, "click", user % N_ITEMS // N_CATEGORIES * N_CATEGORIES + 1)
 
     def events(self, n: int) -> list[Message]:
         """Return the next n events."""
@@ -167,11 +185,5 @@ class Load:
         return out
 
 
-def as_bytes(rows: list[Item]) -> list[tuple[str, bytes]]:
-    """Return rows as (key, value)."""
-    return [(row.item_id, encode(row)) for row in rows]
-
-
-def decision_event(value: bytes) -> str:
-    """Return the event that a decision answers."""
-    return str(orjson.loads(value)["trigger"]["event_id"])
+def _user_id(number: int) -> str:
+    return f"user-{number:06d}"

@@ -26,7 +26,7 @@ from flows.run import settle_garbage_collector
 from flows.settings import Settings
 from flows.tables import Tables
 from operators import fatigue, user_state, users
-from operators.codec import PartitionDecoder
+from operators.codec import PartitionDecoder, encode
 from operators.decider import Decider
 from operators.hops import RawMessage, ShardBatch
 from operators.messages import Event, UserProfile
@@ -118,8 +118,8 @@ def main() -> None:
     job = Job(settings, tables(settings))
     load = made.Load(options.users, 0.05, speed=600_000 / options.users / 10)
     rows = [
-        RawMessage("u", 0, 0, None, made.encode(made.profile(f"user-{u:06d}")), -1)
-        for u in range(options.users)
+        RawMessage("u", 0, 0, None, encode(made.profile(user_id)), -1)
+        for user_id in load.who_may_fire()
     ]
     rows += [RawMessage("e", 0, 0, None, m.value, -1) for m in load.warm()]
     for start in range(0, len(rows), BATCH):

@@ -18,7 +18,8 @@ see `operators.buffered_store`. Writing a row or a decision again changes nothin
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import orjson
@@ -33,6 +34,32 @@ from operators.metrics import FALLBACKS
 DecisionRow = tuple[str, str, bytes, int]  # user_id, decision_id, JSON, time_ms
 
 KEEP_DECISIONS: Final = 10  # a user's
+# Rows in one script: Redis serves nobody else while it runs one, here for about 0.3 ms.
+_A_SCRIPT: Final = 100
+_PUT_FEATURES: Final = """
+for i = 1, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[i + 1], 'EX', ARGV[1])
+end
+"""
+# LREM first: a replay puts a decision in again, and once is enough. It also finds out whether the
+# key is ours: the number returned is of keys that hold another type.
+_PUT_DECISIONS: Final = """
+local foreign = 0
+for i = 1, #KEYS do
+  local key, value = KEYS[i], ARGV[i + 2]
+  local removed = redis.pcall('LREM', key, 0, value)
+  if type(removed) == 'number' then
+    redis.call('LPUSH', key, value)
+    redis.call('LTRIM', key, 0, ARGV[2] - 1)
+    redis.call('EXPIRE', key, ARGV[1])
+  elseif string.find(removed.err, 'WRONGTYPE', 1, true) then
+    foreign = foreign + 1
+  else
+    return removed
+  end
+end
+return foreign
+"""
 _redis_failures = FALLBACKS.labels("redis")
 
 
@@ -186,9 +213,11 @@ class RedisStore:
 
     Notes
     -----
-    One pipeline a call, not a transaction: 14 us a row of one core with the encoding. A decision
-    that meets a key of another type is left out and counted, for to try again would not help.
-    One Redis or one with replicas; on a cluster `get_features` needs its users in one slot.
+    A script for each 100 rows, which Redis must allow us (EVALSHA, SCRIPT LOAD): 9 us a row of one
+    core with the encoding and 9 us a decision of 8 KB, where a pipeline of commands took 15 and
+    41; the flow's own thread waits for what this one uses. A decision that meets a key of another
+    type is left out and counted, for to try again would not help. One Redis or one with replicas,
+    no cluster: the keys of a script lie in many slots.
     """
 
     def __init__(
@@ -205,6 +234,7 @@ class RedisStore:
         self._ttl_seconds = ttl_seconds
         self._spec = spec_hash()
         self._client: redis.Redis | None = None
+        self._scripts: dict[str, Any] = {}  # by their text
 
     def features_key(self, user_id: str) -> str:
         """Return the key of a user's features."""
@@ -216,72 +246,69 @@ class RedisStore:
 
     def put_features(self, rows: Sequence[FeatureRow]) -> None:
         """Keep each user's row in place of an older one."""
-        self._execute(
-            (
-                "SET",
-                self.features_key(row.user_id),
-                encode_features(row, self._spec),
-                "EX",
-                self._ttl_seconds,
-            )
-            for row in rows
-        )
+        for start in range(0, len(rows), _A_SCRIPT):
+            part = rows[start : start + _A_SCRIPT]
+            keys = [self.features_key(row.user_id) for row in part]
+            values = [encode_features(row, self._spec) for row in part]
+            self._run(_PUT_FEATURES, keys, [self._ttl_seconds, *values])
 
     def put_decisions(self, rows: Sequence[DecisionRow]) -> None:
         """Put each decision before the user's older ones."""
-        self._execute(
-            command
-            for user_id, _, payload, _ in rows
-            for key in (self.decisions_key(user_id),)
-            for command in (
-                ("LREM", key, 0, payload),  # a replay puts it in again: once is enough
-                ("LPUSH", key, payload),
-                ("LTRIM", key, 0, KEEP_DECISIONS - 1),
-                ("EXPIRE", key, self._ttl_seconds),
-            )
-        )
+        for start in range(0, len(rows), _A_SCRIPT):
+            part = rows[start : start + _A_SCRIPT]
+            keys = [self.decisions_key(user_id) for user_id, _, _, _ in part]
+            values = [payload for _, _, payload, _ in part]
+            foreign = self._run(_PUT_DECISIONS, keys, [self._ttl_seconds, KEEP_DECISIONS, *values])
+            _redis_failures.inc(foreign)
 
     def get_features(self, user_ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """Return each user's features, None for one unknown."""
         if not user_ids:
             return []
-        found = self._execute([("MGET", *map(self.features_key, user_ids))])[0]
+        found = self._execute("MGET", *map(self.features_key, user_ids))
         return [_loads(payload) for payload in found]
 
     def latest_decisions(self, user_id: str, n: int) -> list[dict[str, Any]]:
         """Return the latest n decisions of a user, newest first."""
         if n <= 0:
             return []
-        found = self._execute([("LRANGE", self.decisions_key(user_id), 0, n - 1)])[0]
+        found = self._execute("LRANGE", self.decisions_key(user_id), 0, n - 1)
         return [orjson.loads(payload) for payload in found]
 
     def forget(self, user_id: str) -> None:
         """Remove all that is kept of a user."""
-        self._execute([("DEL", self.features_key(user_id), self.decisions_key(user_id))])
+        self._execute("DEL", self.features_key(user_id), self.decisions_key(user_id))
 
     def ping(self) -> None:
         """Raise StoreUnavailableError unless Redis answers."""
-        self._execute([("PING",)])
+        self._execute("PING")
 
     def close(self) -> None:
         """Close the connections."""
         if self._client is not None:
             self._client.close()
 
-    def _execute(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-        """Send the commands in one pipeline; return the replies."""
+    def _connected(self) -> "redis.Redis":
         if self._client is None:
             self._client = self._connect()
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]  # a third faster than .set
-        try:
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-        except (redis.RedisError, OSError) as error:
-            raise StoreUnavailableError(str(error)) from error
-        for reply in replies:
-            if isinstance(reply, Exception):
-                if not str(reply).startswith("WRONGTYPE"):
-                    raise StoreUnavailableError(str(reply)) from reply
-                _redis_failures.inc()
-        return replies
+        return self._client
+
+    def _execute(self, *command: str | int) -> Any:
+        with _outages():
+            return self._connected().execute_command(*command)  # type: ignore[no-untyped-call]
+
+    def _run(self, text: str, keys: list[str], arguments: list[Any]) -> Any:
+        """Run a script; Redis knows it by its hash from the first time on."""
+        with _outages():
+            script = self._scripts.get(text)
+            if script is None:
+                script = self._scripts[text] = self._connected().register_script(text)
+            return script(keys, arguments)
+
+
+@contextmanager
+def _outages() -> Iterator[None]:
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise StoreUnavailableError(str(error)) from error
