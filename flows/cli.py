@@ -6,6 +6,7 @@ Owns    names and help of commands and options, and exit codes; the work is in o
 
 import logging
 import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -126,6 +127,8 @@ def run(
 
     if supervised:
         end_with_supervisor()
+    # What `run` puts back when it ends: a second SIGTERM must not take its exit code away.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         running.run(
             flow.value,
@@ -134,7 +137,7 @@ def run(
             stop_at_end=until_end,
             on_ready=lambda: print("ready", flush=True),
         )
-    except RuntimeError as error:
+    except BaseException as error:  # a panic of Bytewax's is not even an Exception
         if (reason := running.why(error)) is None:
             raise
         console.print(str(reason[0]), style="red", markup=False, highlight=False)

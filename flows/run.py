@@ -81,6 +81,13 @@ class NoTopic(KafkaFailure):
     """A topic that a flow needs is not there."""
 
 
+class DiskFull(RuntimeError):
+    """There is no room left for the state."""
+
+
+# As the operating system, RocksDB and SQLite say it.
+_FULL = ("no space left on device", "disk is full")
+
 # What says by its message alone what is wrong -> exit code; anything else is a bug, with a trace.
 _EXIT_CODES: dict[type[RuntimeError], int] = {
     TopicsChanged: TOPICS_CHANGED,
@@ -100,6 +107,9 @@ def why(error: BaseException) -> tuple[BaseException, int] | None:
 
     >>> why(CheckpointError("checkpoint 17 is missing"))
     (CheckpointError('checkpoint 17 is missing'), 2)
+    >>> error, code = why(OSError(28, "No space left on device"))
+    >>> type(error).__name__, code
+    ('DiskFull', 1)
     >>> why(RuntimeError("something else")) is None
     True
     """
@@ -108,6 +118,11 @@ def why(error: BaseException) -> tuple[BaseException, int] | None:
         for kind, code in _EXIT_CODES.items():
             if isinstance(cause, kind):
                 return cause, code
+        if any(words in str(cause).lower() for words in _FULL):
+            return DiskFull(
+                f"the disk of the state is full: {cause}. Make room; started again, the flow goes "
+                "on from its last checkpoint, and nothing is lost"
+            ), 1
         cause = cause.__cause__
     return None
 

@@ -234,10 +234,13 @@ class BufferedStore:
             forgotten = [user_id for user_id, _ in _pop_oldest(self._forgotten, _CHUNK)]
             # A row that came after an erasure must not be written before it.
             room = 0 if self._forgotten else _CHUNK - len(forgotten)
-            features = [row for _, row in _pop_oldest(self._features, room)]
-            room = (room - len(features)) // _ROWS_A_DECISION
-            decisions = [row for _, row in _pop_oldest(self._decisions, room)]
-            chunk = _Chunk(forgotten, features, decisions)
+            # Decisions have half of the room to themselves: a backlog of features, which are soon
+            # made anew, must not keep them waiting until a crash takes them.
+            decisions = _pop_oldest(self._decisions, room // 2 // _ROWS_A_DECISION)
+            features = _pop_oldest(self._features, room - _ROWS_A_DECISION * len(decisions))
+            room -= len(features) + _ROWS_A_DECISION * len(decisions)
+            decisions += _pop_oldest(self._decisions, room // _ROWS_A_DECISION)
+            chunk = _Chunk(forgotten, [row for _, row in features], [row for _, row in decisions])
             self._in_flight = chunk if chunk.n_keys else None
             return self._in_flight
 

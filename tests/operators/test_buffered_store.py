@@ -89,9 +89,23 @@ def test_many_rows_go_in_chunks_and_none_is_left_out() -> None:
     buffered.put_features([feature_row(f"u{i}", 1.0) for i in range(1_200)])
     buffered.put_decisions([decision_row(f"u{i}", i) for i in range(300)])
     assert buffered.flush(WAIT_S)
-    assert [len(chunk) for chunk in gate.chunks] == [100] * 12
+    assert [len(chunk) for chunk in gate.chunks] == [52] * 23 + [4]  # half is for decisions
     assert all(gate.latest_decisions(f"u{i}", 1) for i in range(300))
     assert buffered.close(WAIT_S)
+
+
+def test_a_backlog_of_rows_keeps_no_decision_waiting() -> None:
+    gate = Gate()
+    gate.is_open.set()
+    buffered = BufferedStore(gate, clock=time.monotonic, flush_ms=60_000)
+    buffered.put_features([feature_row(f"u{n:03d}", n) for n in range(300)])
+    buffered.put_decisions([decision_row("u000", n) for n in range(12)])
+
+    assert buffered.flush(WAIT_S)
+    buffered.close(WAIT_S)
+
+    assert [len(chunk) for chunk in gate.chunks] == [52, 100, 100, 48]
+    assert len(gate.latest_decisions("u000", 20)) == 10
 
 
 def test_oldest_rows_are_dropped_and_counted_beyond_the_bound() -> None:
