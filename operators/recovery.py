@@ -26,6 +26,7 @@ them before it starts; while it runs, another process does (`python -m operators
 """
 
 import io
+import logging
 import pickle  # our own files, and see `_Plain`
 import sqlite3
 import sys
@@ -40,7 +41,9 @@ from operators.lineage import CheckpointError, sync_directory
 Snapshots = dict[str, dict[str, Any]]
 """Values by step id ("decide.users") and state key."""
 
-_BUSY_S: Final = 30.0  # a worker holds a lock for milliseconds; a busy disk for longer
+log = logging.getLogger("pushflow")
+
+_BUSY_S: Final = 10.0  # a worker holds a lock for milliseconds; a busy disk for longer
 
 
 class Recovery(NamedTuple):
@@ -151,12 +154,24 @@ def rewind(directory: Path, epoch: int) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[list[sqlite3.Connection]]:
-    """Yield a connection to each file, all of them locked against writers."""
+    """Yield a connection to each file, all of them locked against writers.
+
+    A process that was stopped in the middle of a commit holds a lock for as long as it is
+    stopped, and must not hold up its successor. Each file is then read as of its last commit:
+    who holds the lock writes no other file meanwhile.
+    """
     with ExitStack() as stack:
         try:
             parts = [stack.enter_context(closing(_connect(f))) for f in _files(directory)]
             for part in parts:
-                part.execute("BEGIN IMMEDIATE")
+                try:
+                    part.execute("BEGIN IMMEDIATE")
+                except sqlite3.OperationalError as error:
+                    if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                        raise
+                    log.warning("%s: another process holds a lock, and is stuck", directory)
+                    part.execute("BEGIN")
+                    part.execute("SELECT part_index FROM parts").fetchall()
             yield parts
         except sqlite3.DatabaseError as error:
             raise CheckpointError(

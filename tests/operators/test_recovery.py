@@ -232,3 +232,33 @@ def test_a_snapshot_that_would_call_something_is_refused(store: Path) -> None:
         )
     with pytest.raises(CheckpointError, match=r"a snapshot holds a subprocess\.Popen"):
         resume_snapshots(store)
+
+
+HOLD = """
+import sqlite3, sys
+part = sqlite3.connect(sys.argv[1])
+part.execute("BEGIN IMMEDIATE")
+part.execute("DELETE FROM parts")
+print("held", flush=True)
+input()
+"""
+
+
+def test_a_process_that_is_stuck_in_a_commit_does_not_hold_up_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "_BUSY_S", 0.1)
+    store = tmp_path / "store"
+    store.mkdir()
+    init_db_dir(store, 2)
+    file = next(store.glob("part-*.sqlite3"))
+    stuck = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with stuck:
+        assert stuck.stdout is not None
+        assert stuck.stdout.readline() == b"held\n"
+        recovery.copy(store, tmp_path / "copy")
+        stuck.kill()
+
+    assert recovery.load(tmp_path / "copy").n_parts == 2
