@@ -38,7 +38,21 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.fixture(params=["embedded_bootstrap", "kafka_bootstrap"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     """Topics of this test's own: on the embedded broker, and on a real one."""
-    bootstrap = request.getfixturevalue(request.param)
-    built = Stage(bootstrap, f"{uuid.uuid4().hex[:12]}.", tmp_path)
+    yield from own_stage(request.getfixturevalue(request.param), tmp_path)
+
+
+@pytest.fixture
+def one_stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    """The same on one broker, where both would say the same: a real one if there is one."""
+    try:
+        bootstrap = request.getfixturevalue("kafka_bootstrap")
+    except pytest.skip.Exception:
+        bootstrap = request.getfixturevalue("embedded_bootstrap")
+    yield from own_stage(bootstrap, tmp_path)
+
+
+def own_stage(bootstrap: str, work: Path) -> Iterator[Stage]:
+    """Hold a stage with topics of its own."""
+    built = Stage(bootstrap, f"{uuid.uuid4().hex[:12]}.", work)
     yield built
     built.close()

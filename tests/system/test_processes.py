@@ -39,6 +39,13 @@ from tests.system.learned import (
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
+
+@pytest.fixture
+def stage(one_stage: Stage) -> Stage:
+    """One broker: what is tested here lies on our side of it."""
+    return one_stage
+
+
 _STOP_S = 40.0  # a supervisor takes up to 20 s by itself
 
 

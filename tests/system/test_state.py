@@ -34,6 +34,12 @@ from tests.system.harness import (
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 
+@pytest.fixture
+def stage(one_stage: Stage) -> Stage:
+    """One broker: what is tested here lies on our side of it."""
+    return one_stage
+
+
 def pushflow(directory: Path, *arguments: str, stage: Stage | None = None) -> tuple[int, Any, str]:
     """Run `pushflow state ...`; return its exit code, its last line's JSON, and what it said."""
     values = {"PUSHFLOW_STATE__DIRECTORY": str(directory)}
