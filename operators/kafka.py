@@ -30,6 +30,7 @@ from operators.kafka_admin import (
 from operators.kafka_client import (
     KafkaFailure,
     address,
+    attempts,
     consumer_settings,
     count_partitions,
     open_consumer,
@@ -79,6 +80,7 @@ __all__ = [
 ]
 
 _STOP = threading.Event()
+_GROWING_SECONDS = 10.0  # for topics that are given more partitions one after another
 _FENCES_AT_ONCE: Final = 16  # each is two producers for half a second
 
 
@@ -208,9 +210,7 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
 
     def list_parts(self) -> list[str]:
         """Return a part for each partition of the first topic."""
-        where = address(self._client)
-        with open_consumer(consumer_settings(self._client)) as consumer:
-            found = {topic: count_partitions(consumer, topic, where) for topic in self._topics}
+        found = self._widths()
         if len(set(found.values())) != 1:
             raise KafkaFailure(
                 f"these topics must have the same number of partitions, but have {found}. "
@@ -219,6 +219,17 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
         shapes = topic_shapes(self._client, self._topics)
         self._topic_ids = {topic: shape.topic_id for topic, shape in shapes.items()}
         return [str(partition) for partition in range(found[self._topics[0]])]
+
+    def _widths(self) -> dict[str, int]:
+        """Return how many partitions each topic has; wait for topics that grow just now."""
+        found: dict[str, int] = {}
+        where = address(self._client)
+        with open_consumer(consumer_settings(self._client)) as consumer:
+            for _ in attempts(_GROWING_SECONDS, "topics to have the same number of partitions"):
+                found = {topic: count_partitions(consumer, topic, where) for topic in self._topics}
+                if len(set(found.values())) == 1:
+                    break
+        return found
 
     def build_part(
         self, step_id: str, for_part: str, resume_state: Snapshot | None
