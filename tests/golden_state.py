@@ -1,7 +1,7 @@
 """A small state as one release left it on disk, with the messages to go on from it.
 
     git worktree add /tmp/release TAG && cp tests/golden_state.py /tmp/release/tests/
-    cd /tmp/release && python -m tests.golden_state /work/main/tests/data/state-v1.tar.gz
+    cd /tmp/release && python -m tests.golden_state PATH/OF/CHECKOUT/tests/data/state-v1.tar.gz
 
 Run at the release whose bytes are wanted: both flows read the first half of their messages with
 recovery on, and stop. `tests/flows/test_old_state.py` goes on from there with the code of today.
