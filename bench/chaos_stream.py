@@ -153,7 +153,7 @@ class Stream:
     def _settle(self) -> None:
         """Wait until two epochs are closed since the start, then for a random moment."""
         self._await("two epochs", lambda: self._cluster.n_epochs() >= 2)
-        self._rest(0.0, 1.5)
+        self._rest(0.0, 1.0)
         self._n_known = len(self._decisions.rows)
 
     def _rest(self, least_s: float, most_s: float) -> None:
@@ -223,20 +223,21 @@ class Stream:
         return f"deciding {middle:.1f} s after a start, at most {longest:.1f} s{ended}"
 
 
-def run_to_end(stage: Stage) -> None:
-    """Have one process decide all that the topics hold."""
-    [child] = stage.start("decide", "--until-end")
+def run_to_end(stage: Stage, size: int = 1) -> None:
+    """Have a cluster decide all that the topics hold."""
+    children = stage.start("decide", "--until-end", size=size)
     deadline = time.monotonic() + _DRAIN_S
-    while child.code is None:
+    while waiting := [child for child in children if child.code is None]:
         if time.monotonic() > deadline:
-            raise ChaosError(f"decide does not come to the end; see {child.log}")
+            raise ChaosError(f"decide does not come to the end; see {waiting[0].log}")
         time.sleep(0.05)
-    if child.code:
-        raise ChaosError(f"decide --until-end ended with {child.code}; see {child.log}")
+    for child in children:
+        if child.code:
+            raise ChaosError(f"decide --until-end ended with {child.code}; see {child.log}")
 
 
 def undisturbed(report: Report, nodes: Nodes, source: Input) -> Outcome:
-    """Send the same input to other topics, and decide it in one go."""
+    """Send the same input to other topics, and decide it in one go, on both of our cores."""
     work = report.work / "undisturbed"
     work.mkdir()
     stage = Stage(nodes.bootstrap, "undisturbed.", work, values={**TRIGGERS, **_EPOCH})
@@ -245,7 +246,7 @@ def undisturbed(report: Report, nodes: Nodes, source: Input) -> Outcome:
         stage.send(source.events)
         report.say(f"undisturbed: {len(source.events):,} events sent again, deciding")
         decisions = stage.collect(DECISIONS, found)
-        run_to_end(stage)
+        run_to_end(stage, size=2)
         return Outcome(decisions.close(), chaos_state.of_decide(stage.state))
     finally:
         stage.close()

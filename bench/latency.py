@@ -113,6 +113,7 @@ def compare(options: Options, arguments: argparse.Namespace) -> None:
                     f" memory of decide {memory_mb:,} MB",
                     flush=True,
                 )
+                measure(on, load, arguments.rate, arguments.seconds)  # warms the broker's Java
                 runs: dict[str, list[Measured]] = {"off": [], "on": []}
                 for _ in range(arguments.rounds):
                     for recovery, of in runs.items():

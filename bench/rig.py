@@ -5,6 +5,7 @@ Owns    their lives, and the warm state: `decide` may be stopped and started aga
 """
 
 import contextlib
+import os
 import subprocess
 import tempfile
 import threading
@@ -31,6 +32,7 @@ from operators.kafka_sink import Writer
 from operators.kafka_tables import Reader
 
 _KAFKA = Path(__file__).parent.parent / "deploy" / "kafka" / "kafka"
+_AS_SERVED = "-XX:TieredStopAtLevel=4 -Xmx1g"  # as brokers run where they are not for tests
 _EVENTS = "push.events.v1"
 _NEVER_S = 1e6  # an epoch that no run sees the end of
 _MAX_BEHIND = 30_000  # events: the input never runs dry, and the embedded broker drops none
@@ -254,7 +256,11 @@ def broker(options: Options) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as directory:
             at = ["--dir", directory]
             started = subprocess.run(
-                [_KAFKA, "start", *at], check=True, stdout=subprocess.PIPE, text=True
+                [_KAFKA, "start", *at],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"KAFKA_JVM_OPTIONS": _AS_SERVED},
             )
             try:
                 yield {"bootstrap.servers": started.stdout.splitlines()[-1]}
