@@ -175,10 +175,11 @@ class Lineage:
         self._committed.append(dict(names))
         refs = [ref for epoch in self._committed for ref in epoch.values()]
         keep = {ref.number for ref in refs if ref.lineage == self.name} | {self.number}
-        for number in sorted(self._on_disk - keep):
-            shutil.rmtree(self.path / str(number))
-            self._on_disk.discard(number)
-            self._fault("pruned")
+        with self.owned():
+            for number in sorted(self._on_disk - keep):
+                shutil.rmtree(self.path / str(number))
+                self._on_disk.discard(number)
+                self._fault("pruned")
         if len(self._committed) == self._committed.maxlen:
             elsewhere = {ref.shard for ref in refs if ref.lineage != self.name}
             self._record("committed", {ref.shard for ref in refs} - elsewhere)
