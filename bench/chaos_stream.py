@@ -26,7 +26,7 @@ from tests.system.harness import DECISIONS, Stage, judge
 _PATIENCE_S: Final = 120.0  # for a cluster to come back, on a machine that is busy
 _DRAIN_S: Final = 900.0  # to read what is left at the end
 _MAX_REVIVALS: Final = 10
-_EPOCH: Final = {"PUSHFLOW_STATE__EPOCH_SECONDS": "1"}
+_EPOCH: Final = {"PUSHFLOW_STATE__EPOCH_SECONDS": "0.5"}
 
 
 class ChaosError(RuntimeError):

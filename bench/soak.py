@@ -57,6 +57,8 @@ _VALUES: Final = {
     "PUSHFLOW_TRIGGERS__IDLE_DAYS": "0.5",
     "PUSHFLOW_STATE__IDLE_DAYS": "1",
     "PUSHFLOW_STATE__EPOCH_SECONDS": "2",
+    # So that all bounded caches are full by the end of the warm-up, and what still grows is seen.
+    "PUSHFLOW_STATE__BLOCK_CACHE_MB": "8",
     "PUSHFLOW_RANKING__FROZEN": "false",
 }
 
