@@ -167,12 +167,12 @@ def cost(n_items: int, n_triggers: int) -> dict[str, float]:
     for source in sources:
 
         def propose(i: int, source: Source = source) -> object:
-            return source.propose(queries[i])
+            return source.propose(queries[i : i + 1])
 
         out[source.name] = median_us(propose, n_triggers)
     generator = CandidateGenerator(catalogue)
-    found = [generator.find(trigger) for trigger in triggers]
-    out["merged, everything"] = median_us(lambda i: generator.find(triggers[i]), n_triggers)
+    found = generator.find(triggers)
+    out["merged, everything"] = median_us(lambda i: generator.find(triggers[i : i + 1]), n_triggers)
     rows = [one.rows[None, :20] for one in found]
     out["arm inputs of 20"] = median_us(
         lambda i: arm_inputs([found[i].query], [triggers[i].time_ms], rows[i]), n_triggers
@@ -278,8 +278,8 @@ def recall(cases: list[Case], found: Callable[[Case], list[str]], *, is_new: boo
 
 def all_open(query: Query) -> Query:
     """Return the query with what was bought and seen allowed: the shop's customers buy again."""
-    shut = ~query.items.is_servable[: query.items.n_rows]
-    return query._replace(is_closed=shut, is_seen=shut)
+    nothing = query.closed[:0]
+    return query._replace(closed=nothing, seen=nothing)
 
 
 def quality(
@@ -307,7 +307,7 @@ def quality(
 
         def propose(case: Case, is_all: bool, source: Source = source) -> list[str]:
             query = make_query(case.trigger, catalogue)
-            rows = source.propose(all_open(query) if is_all else query)
+            [rows] = source.propose([all_open(query) if is_all else query])
             return [ids[row] for row in rows.tolist()]
 
         table[source.name] = (

@@ -42,7 +42,7 @@ def tables(settings: Settings) -> Tables:
     with tempfile.TemporaryDirectory() as folder:
         found = Tables(settings, time.monotonic)
         for item in made.items():
-            found.apply_item(item.item_id, item)
+            found.catalogue.apply(item.item_id, item)
         for row in made.item_stats(np.random.default_rng(1)):
             found.catalogue.apply_stats(row)
         campaign = made.campaign()
@@ -59,7 +59,7 @@ class Job:
     def __init__(self, settings: Settings, of: Tables) -> None:
         self.decoder = PartitionDecoder(0, {"e": Event, "u": UserProfile}, n_shards=N_SHARDS)
         self.ranker = decide._ranker(settings, of)
-        rules, category_of = decide.rules(settings), of.category_of
+        rules, category_of = decide.rules(settings), of.catalogue.category_of
         self.users = {}
         self.deciders = {}
         for number in range(N_SHARDS):
@@ -81,7 +81,7 @@ class Job:
                 pushes,
                 campaigns=of.campaigns,
                 policies=of.policies,
-                item_of=of.items.get,
+                item_of=of.catalogue.item,
                 window_ms=14_400_000,
             )
 

@@ -41,7 +41,7 @@ class FlowProcess:
     Parameters
     ----------
     name
-        `decide` or `learn`.
+        `decide`, `learn` or `catalog`.
     values
         Its settings as PUSHFLOW_* variables; it sees none of ours.
     work

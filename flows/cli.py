@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 
+from flows.evaluate import make_app as make_evaluate_app
+from flows.fusion_commands import make_app as make_fusion_app
 from flows.settings import Settings
 from flows.state_commands import make_app as make_state_app
 from flows.supervisor import NO_RESTART, end_with_supervisor, supervise
@@ -40,7 +42,7 @@ topics_app = typer.Typer(help="The Kafka topics.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 replay_app = typer.Typer(help="Send recorded data to Kafka.", no_args_is_help=True)
 app.add_typer(replay_app, name="replay")
-train_app = typer.Typer(help="Train the student.", no_args_is_help=True)
+train_app = typer.Typer(help="Train the student, or the fusion of modes.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
 
 console = Console(stderr=True)
@@ -51,6 +53,7 @@ class Flow(StrEnum):
 
     decide = "decide"
     learn = "learn"
+    catalog = "catalog"
 
 
 def settings() -> Settings:
@@ -74,11 +77,19 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 app.add_typer(make_state_app(settings, fail), name="state")
+train_app.add_typer(make_fusion_app(settings, fail), name="fusion")
+app.add_typer(make_evaluate_app(fail), name="evaluate")
 
 
 @app.command()
 def run(
-    flow: Annotated[Flow, typer.Argument(help="decide: events to decisions; learn: feedback.")],
+    flow: Annotated[
+        Flow,
+        typer.Argument(
+            help="decide: events to decisions; learn: feedback to the policy; catalog: items to "
+            "vectors."
+        ),
+    ],
     until_end: Annotated[
         bool, typer.Option("--until-end", help="Stop where the topics end now, for replays.")
     ] = False,

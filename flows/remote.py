@@ -90,7 +90,7 @@ class RemoteSaver:
     settings
         With `state.remote`, `state.remote_seconds` and `run_id`.
     flow
-        "decide" or "learn".
+        "decide", "learn" or "catalog".
 
     Notes
     -----

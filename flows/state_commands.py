@@ -27,9 +27,10 @@ class Flow(StrEnum):
 
     decide = "decide"
     learn = "learn"
+    catalog = "catalog"
 
 
-FlowName = Annotated[Flow, typer.Argument(help="decide or learn.")]
+FlowName = Annotated[Flow, typer.Argument(help="decide, learn or catalog.")]
 
 
 def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]) -> typer.Typer:

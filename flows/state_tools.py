@@ -20,6 +20,8 @@ from operators import (
     attribution_state,
     checkpoints,
     fatigue,
+    interest,
+    item_contents,
     item_stats,
     recovery,
     user_state,
@@ -35,6 +37,8 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
     "pushes": fatigue.decode_state,
     "attribution": attribution_state.decode_state,
     "items": item_stats.decode_state,
+    "contents": item_contents.decode_state,
+    "interest": interest.decode_state,
 }
 _OF_USERS = {"users", "pushes", "attribution"}  # stores whose keys are user ids
 
@@ -94,11 +98,15 @@ def _sources(held: Held) -> dict[str, dict[str, int]]:
     """Return the next offset by topic and partition."""
     offsets: dict[str, dict[str, int]] = {}
     for step, parts in held.snapshots.items():
-        if step.endswith(".source"):
+        if _is_source(step):
             for part, (positions, _decoder) in parts.items():
                 for topic, offset, *_ in positions:
                     offsets.setdefault(topic, {})[part] = offset
     return offsets
+
+
+def _is_source(step: str) -> bool:
+    return step.endswith("source")  # "decide.source", "catalog.events_source"
 
 
 def _sinks(held: Held) -> dict[str, dict[str, Any]]:
@@ -107,7 +115,7 @@ def _sinks(held: Held) -> dict[str, dict[str, Any]]:
     return {
         step: dict(parts)
         for step, parts in held.snapshots.items()
-        if step not in stateful and not step.endswith(".source")
+        if step not in stateful and not _is_source(step)
     }
 
 

@@ -1,4 +1,4 @@
-"""Global tables of `decide`: items, statistics, campaigns, policy and model, in one place.
+"""Global tables of `decide`: items and their vectors, campaigns, policy, model, in one place.
 
 Reads   compacted topics, whole before the start and followed after, or files in their place.
 Owns    the order of refreshing, and how often the topics are looked at.
@@ -7,11 +7,13 @@ Bytewax has no broadcast, so each process reads these topics itself, as Kafka St
 tables do. With `ranking.frozen` they stay as they were at the start, and replays are repeatable.
 """
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from flows.settings import Settings
+from models.merging import learned_factors
 from models.serving import StudentScorer
 from operators import metrics
 from operators.campaigns import CampaignTable, load_yaml
@@ -20,20 +22,34 @@ from operators.catalogue import Catalogue
 from operators.codec import table_handler
 from operators.content import validate_templates
 from operators.kafka_tables import TableFollower
-from operators.messages import Campaign, Item, ItemStats, ModelCard, PolicyShard
+from operators.messages import Campaign, Item, ItemStats, ItemVector, ModelCard, PolicyShard
 from operators.model_table import ModelTable
 from operators.policy_table import PolicyTable
+from operators.vector_table import VectorTable
+
+log = logging.getLogger("pushflow")
 
 POLL_SECONDS = 0.02  # between looks at the topics
 POLL_MESSAGES = 100  # rows a look at most, 15 us each: a backlog must not stall decisions
+_BULKY = frozenset(("push.item-stats.v1", "push.item-vectors.v1"))
 APPLY_SECONDS = 0.25  # between two refreshes, which sort trends and merge the learners' shards
 
 
 def followed(settings: Settings) -> list[str]:
     """Return the topics that tables are read from, by their own names, in the order of reading."""
     names = ["push.items.v1", "push.item-stats.v1", "push.policy.v1"]
+    names += [] if settings.catalog.is_inline else ["push.item-vectors.v1"]
     names += [] if settings.campaigns_file else ["push.campaigns.v1"]
     return names + ([] if settings.model_path else ["push.models.v1"])
+
+
+def _by_urgency(names: list[str]) -> list[list[str]]:
+    """Return what is read first, then what comes by the thousand and has time.
+
+    `learn` and `catalog` write rows of all items at times: an item that is sold out must not wait
+    behind them.
+    """
+    return [[n for n in names if n not in _BULKY], [n for n in names if n in _BULKY]]
 
 
 class Tables:
@@ -42,7 +58,7 @@ class Tables:
     Parameters
     ----------
     settings
-        `ranking`, `learning`, `campaigns_file` and `model_path` are read.
+        `ranking`, `candidates`, `learning`, `campaigns_file` and `model_path` are read.
     clock
         Monotonic seconds.
     """
@@ -50,8 +66,7 @@ class Tables:
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         ranking = settings.ranking
         self.catalogue = Catalogue()
-        self.items: dict[str, Item] = {}  # bounded as the topic is: about 1 KB an item
-        self._category: dict[str, str] = {}  # item_id -> main category
+        self.vectors = VectorTable(self.catalogue)
         self.campaigns = CampaignTable(validate=validate_templates)
         self.policies = PolicyTable(
             gamma=ranking.gamma,
@@ -59,19 +74,28 @@ class Tables:
             prior_precision=settings.learning.prior_precision,
         )
         self.models = ModelTable(self._use)
-        self.generator = CandidateGenerator(self.catalogue, limit=ranking.candidates)
+        candidates = settings.candidates
+        self.generator = CandidateGenerator(
+            self.catalogue,
+            weights=candidates.weights.model_dump(),
+            limit=ranking.candidates,
+            max_per_category=candidates.max_per_category,
+            copy_cosine=candidates.copy_cosine,
+            explore_share=candidates.explore_share,
+        )
+        self._is_learned = candidates.learned
         self._is_frozen = ranking.frozen
         self._clock = clock
         self._polled = self._applied = 0.0
         self._is_changed = False
-        self._follower: TableFollower | None = None
+        self._followers: list[TableFollower] = []
         if settings.campaigns_file:
             self.use_campaigns(Path(settings.campaigns_file).read_text(encoding="utf-8"))
         if settings.model_path:
             self.models.load(Path(settings.model_path))
 
     def _use(self, scorer: StudentScorer) -> None:
-        self.catalogue.set_embedder(scorer.embed_items)
+        self.catalogue.set_embedder(scorer.embed_items, scorer.item_length)
 
     def use_campaigns(self, text: str) -> None:
         """Take campaigns from YAML."""
@@ -85,34 +109,21 @@ class Tables:
     ) -> None:
         """Read the topics whole, and follow them from then on unless frozen."""
         rows: dict[str, tuple[type[Any], Callable[[str, Any], None]]] = {
-            "push.items.v1": (Item, self.apply_item),
+            "push.items.v1": (Item, self.catalogue.apply),
             "push.item-stats.v1": (ItemStats, self._apply_stats),
+            "push.item-vectors.v1": (ItemVector, self.vectors.apply),
             "push.policy.v1": (PolicyShard, self.policies.apply),
             "push.campaigns.v1": (Campaign, self.campaigns.apply),
             "push.models.v1": (ModelCard, self.models.apply),
         }
-        handlers = {
-            settings.topics[name]: table_handler(*rows[name], name) for name in followed(settings)
-        }
-        self._follower = TableFollower(settings.kafka.client(), handlers)
-        self._follower.load(on_progress)
+        for names in _by_urgency(followed(settings)):
+            handlers = {settings.topics[name]: table_handler(*rows[name], name) for name in names}
+            follower = TableFollower(settings.kafka.client(), handlers)
+            self._followers.append(follower)
+            follower.load(on_progress)
         self.apply_changes()
         if self._is_frozen:
             self.close()
-
-    def apply_item(self, item_id: str, item: Item | None) -> None:
-        """Take an item, or its removal."""
-        if item is None:
-            self.items.pop(item_id, None)
-            self._category.pop(item_id, None)
-        else:
-            self.items[item_id] = item
-            self._category[item_id] = item.categories[0] if item.categories else ""
-        self.catalogue.apply(item_id, item)
-
-    def category_of(self, item_id: str) -> str:
-        """Return an item's main category, "" where it is not known; asked for every event."""
-        return self._category.get(item_id, "")
 
     def _apply_stats(self, _item_id: str, stats: ItemStats | None) -> None:
         if stats is not None:
@@ -121,10 +132,13 @@ class Tables:
     def refresh(self) -> None:
         """Take in what has come since; called between batches."""
         now = self._clock()
-        if self._follower is None or now - self._polled < POLL_SECONDS:
+        if not self._followers or now - self._polled < POLL_SECONDS:
             return
         self._polled = now
-        self._is_changed = self._follower.poll(POLL_MESSAGES) > 0 or self._is_changed
+        room = POLL_MESSAGES
+        for follower in self._followers:
+            room -= follower.poll(room) if room else 0
+        self._is_changed = room < POLL_MESSAGES or self._is_changed
         if self._is_changed and now - self._applied >= APPLY_SECONDS:
             self._applied = now
             self.apply_changes()
@@ -132,13 +146,18 @@ class Tables:
     def apply_changes(self) -> None:
         """Make rows applied so far take effect."""
         self._is_changed = False
+        if self.vectors.refresh():
+            log.info("items are searched by the vectors of %s now", self.catalogue.encoder)
         self.catalogue.refresh()
-        self.policies.refresh()
+        if self.policies.refresh() and self._is_learned:
+            factors = learned_factors(self.policies.mean, self.policies.n_rewards)
+            self.generator.weigh(factors)
         metrics.TABLE_ROWS.labels("push.items.v1").set(len(self.catalogue))
+        metrics.TABLE_ROWS.labels("push.item-vectors.v1").set(len(self.catalogue.content))
         metrics.TABLE_ROWS.labels("push.campaigns.v1").set(len(self.campaigns))
 
     def close(self) -> None:
         """Stop following."""
-        if self._follower is not None:
-            self._follower.close()
-            self._follower = None
+        for follower in self._followers:
+            follower.close()
+        self._followers.clear()

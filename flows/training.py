@@ -19,9 +19,9 @@ from flows.settings import Settings
 from models.checkpoint import checksum
 from models.dataset import Histories, build_histories
 from models.features import EVENT_CODE, spec_hash
-from models.text import item_text
 from operators.codec import PartitionDecoder
 from operators.hops import RawMessage, ShardBatch
+from operators.item_text import own_text
 from operators.kafka_tables import Reader
 from operators.messages import Event, Item, ModelCard
 from operators.model_table import SERVED
@@ -103,7 +103,7 @@ class HistoryBuilder:
     def build(self) -> tuple[Histories, list[str], list[str]]:
         """Return the histories, and the ids and texts of the items they are about."""
         item_ids = sorted(self._items)
-        texts = [text_of(self._items[item_id]) for item_id in item_ids]
+        texts = [own_text(self._items[item_id]) for item_id in item_ids]
         histories = build_histories(
             self._users,
             self._item_ids,
@@ -113,11 +113,6 @@ class HistoryBuilder:
             contexts=np.array(self._contexts, np.float32) if self._contexts else None,
         )
         return histories, item_ids, texts
-
-
-def text_of(item: Item) -> str:
-    """Return the text that stands for an item, as the catalogue encodes it."""
-    return item_text(item.title, item.description, item.categories, item.tags)
 
 
 def from_events(

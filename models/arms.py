@@ -22,8 +22,26 @@ from numpy.typing import ArrayLike, NDArray
 from models.features import COLUMN
 
 DECIMALS: Final = 4
-TRIGGERS: Final = ("intent", "cart_left", "session_ended", "idle")
-SOURCES: Final = ("neighbour", "content", "trend", "unfinished")
+TRIGGERS: Final = (
+    "intent",
+    "cart_left",
+    "session_ended",
+    "idle",
+    "price_dropped",
+    "back_in_stock",
+)
+SOURCES: Final = (
+    "neighbour",
+    "content",
+    "trend",
+    "unfinished",
+    "intent",
+    "tower",
+    "repeat",
+    "changed",
+    "campaign",
+    "explore",
+)
 PUSH_HOURS_CAP: Final = 168.0  # a week: longer ago is the same as never
 FRESH_DAYS: Final = 7.0
 LIMIT: Final = 8.0  # no column leaves [-8, 8]: one absurd value must not own the regression
@@ -65,6 +83,8 @@ ARM: Final = (
     "favorite_rate",
     "times_pushed",  # log(1 + pushes of this item to this user)
     "push_recency",  # exp(-days since that); 0: never
+    "intent_cosine",  # of the item's content and what the session's searches ask for; 0: none
+    "taste_cosine",  # of the item's content and what the user has written; 0: nothing
 )
 CROSSES: Final = (  # (column of ARM, column of POLICY_CONTEXT)
     ("score_z", "hour_sin"),
@@ -89,6 +109,12 @@ N_ARM: Final = len(ARM)
 D: Final = len(DESIGN)
 
 _ARM_COLUMN = {name: i for i, name in enumerate(ARM)}
+# The columns of `SOURCES`, in their order.
+SOURCE_COLUMNS: Final = slice(
+    _ARM_COLUMN[f"source_{SOURCES[0]}"], _ARM_COLUMN[f"source_{SOURCES[-1]}"] + 1
+)
+_TIMES_PUSHED = _ARM_COLUMN["times_pushed"]
+_PUSH_RECENCY = _ARM_COLUMN["push_recency"]
 _ARMS_FROM = 1 + N_POLICY_CONTEXT
 _CROSSES_FROM = _ARMS_FROM + N_ARM
 _CROSS_ARM = np.array([_ARM_COLUMN[arm] for arm, _ in CROSSES])
@@ -120,7 +146,7 @@ def policy_context(
     raw_context
         Shape (C,), unscaled, in the order of `models.features.CONTEXT`.
     trigger_type
-        One of `TRIGGERS`; another one has zeros in all four columns.
+        One of `TRIGGERS`; another one has zeros in all its columns.
     hours_since_push
         Since the last push to this user, hours, >= 0; infinity for never.
     pushes_1d, pushes_7d
@@ -134,7 +160,7 @@ def policy_context(
     --------
     >>> from models.features import N_CONTEXT
     >>> row = policy_context([0.0] * N_CONTEXT, "idle", float("inf"), 0, 0)
-    >>> row.shape == (len(POLICY_CONTEXT),), float(row[-1]), float(row[-5])
+    >>> row.shape == (len(POLICY_CONTEXT),), float(row[-3]), float(row[-7])
     (True, 1.0, 1.0)
     """
     counts = [float(raw_context[i]) for i in _COUNT_COLUMNS]
@@ -163,6 +189,8 @@ def arm_features(
     age_days: ArrayLike,
     price: ArrayLike,
     category_affinity: ArrayLike,
+    intent_cosine: ArrayLike = 0.0,
+    taste_cosine: ArrayLike = 0.0,
 ) -> NDArray[np.float32]:
     """Return the arms' own columns, push fatigue left at zero.
 
@@ -176,7 +204,7 @@ def arm_features(
     fused
         The candidates' fused scores.
     sources
-        Places in `SOURCES`; another number has zeros in all four columns.
+        Places in `SOURCES`; another number has zeros in all their columns.
     popularity, views, clicks, purchases, pushes, opens, favorites
         Decayed counts >= 0, as in `ItemStats`; 0 for an item without statistics.
     age_days
@@ -185,6 +213,9 @@ def arm_features(
         In the catalogue's unit, >= 0.
     category_affinity
         Share of the user's history in the item's category, 0 to 1.
+    intent_cosine, taste_cosine
+        Of the item's content and what the user asked for, or writes of, -1 to 1; 0 where nothing
+        was written.
 
     Returns
     -------
@@ -198,28 +229,33 @@ def arm_features(
     >>> rows.shape == (2, len(ARM)), rows[:, 0].tolist(), rows[:, 5].tolist()
     (True, [1.0, -1.0], [1.0, 0.0])
     """
-    score = _finite(_floats(scores))
+    score, seen = _finite(_floats(scores)), _floats(views)
+    columns = {
+        "score_z": _z(score),
+        "score_rank": _RANK_WORTH[_ranks(score)],
+        "fused_z": _z(_floats(fused)),
+        "popularity": _z(np.log1p(np.maximum(_floats(popularity), 0))),
+        "click_rate": _lift(_floats(clicks), seen, CLICK_PRIOR),
+        "purchase_rate": _lift(_floats(purchases), seen, PURCHASE_PRIOR),
+        "open_rate": _lift(_floats(opens), _floats(pushes), OPEN_PRIOR),
+        "freshness": np.exp(-np.maximum(_floats(age_days), 0) / FRESH_DAYS),
+        "price": np.log1p(np.maximum(_floats(price), 0)) / 5,
+        "category_affinity": _floats(category_affinity),
+        "favorite_rate": _lift(_floats(favorites), seen, FAVORITE_PRIOR),
+        "intent_cosine": _floats(intent_cosine),
+        "taste_cosine": _floats(taste_cosine),
+    }
     out = np.zeros((*score.shape, N_ARM))  # (..., K, d_a)
-    out[..., 0] = _z(score)
-    out[..., 1] = _RANK_WORTH[_ranks(score)]
-    out[..., 2] = _z(_floats(fused))
-    out[..., 3:7] = np.asarray(sources)[..., None] == _SOURCE_CODES
-    out[..., 7] = _z(np.log1p(np.maximum(_floats(popularity), 0)))
-    seen = _floats(views)
-    out[..., 8] = _lift(_floats(clicks), seen, CLICK_PRIOR)
-    out[..., 9] = _lift(_floats(purchases), seen, PURCHASE_PRIOR)
-    out[..., 10] = _lift(_floats(opens), _floats(pushes), OPEN_PRIOR)
-    out[..., 11] = np.exp(-np.maximum(_floats(age_days), 0) / FRESH_DAYS)
-    out[..., 12] = np.log1p(np.maximum(_floats(price), 0)) / 5
-    out[..., 13] = _floats(category_affinity)
-    out[..., 14] = _lift(_floats(favorites), seen, FAVORITE_PRIOR)
+    for name, values in columns.items():
+        out[..., _ARM_COLUMN[name]] = values
+    out[..., SOURCE_COLUMNS] = np.asarray(sources)[..., None] == _SOURCE_CODES
     return _rounded(out).astype(np.float32)
 
 
 def with_fatigue(
     arms: NDArray[np.float32], times_pushed: ArrayLike, days_since_pushed: ArrayLike
 ) -> NDArray[np.float32]:
-    """Return a copy with the last two columns filled.
+    """Return a copy with the columns of push fatigue filled.
 
     Parameters
     ----------
@@ -233,12 +269,12 @@ def with_fatigue(
     Examples
     --------
     >>> rows = with_fatigue(np.zeros((2, len(ARM)), np.float32), [0, 1], [float("inf"), 0.0])
-    >>> rows[:, -2:].round(2).tolist() == np.float32([[0, 0], [0.69, 1]]).tolist()
-    True
+    >>> [row[_TIMES_PUSHED : _PUSH_RECENCY + 1].round(2).tolist() for row in rows.astype(float)]
+    [[0.0, 0.0], [0.69, 1.0]]
     """
     out = arms.copy()
-    out[:, -2] = _rounded(np.log1p(_floats(times_pushed)))
-    out[:, -1] = _rounded(np.exp(-np.maximum(_floats(days_since_pushed), 0)))
+    out[:, _TIMES_PUSHED] = _rounded(np.log1p(_floats(times_pushed)))
+    out[:, _PUSH_RECENCY] = _rounded(np.exp(-np.maximum(_floats(days_since_pushed), 0)))
     return out
 
 

@@ -49,7 +49,7 @@ class Histories(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """What the student is asked, B users at once; the arrays of `StudentScorer.score`."""
+    """What the student is asked, B users at once; the arrays of `StudentScorer.user_vectors`."""
 
     rows: NDArray[np.int64]  # shape (B, T), 0-padded on the left
     types: NDArray[np.int64]  # shape (B, T)

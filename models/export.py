@@ -8,9 +8,8 @@ the last layer need not answer at the other 49 (a third of the time saved), and 
 whose rows do not depend on the batch around them. A test holds this graph to the torch module.
 
 Inputs  table (N + 1, W) item vectors, row 0 zeros; rows, types, gaps (B, T) int64;
-        context (B, C) scaled; age (B,) int64, bucket of the seconds since the last item;
-        candidates (B, K) int64.
-Output  scores (B, K).
+        context (B, C) scaled; age (B,) int64, bucket of the seconds since the last item.
+Output  user (B, W): what an item's vector is multiplied by to score it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from models.checkpoint import ModelFile
-from models.features import CANDIDATES, HISTORY, N_CONTEXT
+from models.features import HISTORY, N_CONTEXT
 from models.student import FUTURE_BIAS, PAD_BIAS, Student, StudentConfig
 
 _OPSET = 18
@@ -101,9 +100,7 @@ def build_onnx(weights: Weights, config: StudentConfig) -> bytes:
     for i in range(config.layers):
         x = _layer(graph, config, f"blocks.{i}", x, pad, is_last=i == config.layers - 1)
     user = _user(graph, graph.norm(x, "final_norm"))  # (B, 1, W)
-    chosen = graph.op("Gather", "table", "candidates")  # (B, K, W)
-    scores = graph.op("MatMul", user, graph.op("Transpose", chosen, perm=[0, 2, 1]))  # (B, 1, K)
-    graph.op("Squeeze", scores, graph.ints(1), output="scores")
+    graph.op("Squeeze", user, graph.ints(1), output="user")
     model: bytes = _model(graph, config).SerializeToString()
     return model
 
@@ -164,9 +161,8 @@ def _model(graph: _Graph, config: StudentConfig) -> onnx.ModelProto:
         *(value(name, ints, ["B", HISTORY]) for name in ("rows", "types", "gaps")),
         value("context", floats, ["B", N_CONTEXT]),
         value("age", ints, ["B"]),
-        value("candidates", ints, ["B", CANDIDATES]),
     ]
-    outputs = [value("scores", floats, ["B", CANDIDATES])]
+    outputs = [value("user", floats, ["B", config.width])]
     made = helper.make_graph(graph.nodes, "student", inputs, outputs, graph.constants)
     opsets = [helper.make_opsetid("", _OPSET)]
     model = helper.make_model(made, opset_imports=opsets, ir_version=_IR_VERSION)

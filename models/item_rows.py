@@ -1,38 +1,44 @@
 """What is known of each item, as columns: one row an item, found by its id.
 
 Reads   numbers and ids, by row.
-Owns    which row an item has, the order of ids, growth, and giving rows back.
+Owns    which row an item has, growth, giving rows back, and what has changed lately.
 
-Row 0 is padding: zeros, no item, so that a row number of 0 means "nothing" in every array.
-`settle` sorts all rows by id the first time (two processes that read the same items in any
-order agree), and appends in order of arrival from then on. Nothing downstream depends on the
-row numbers: equal values are ordered by `id_rank`, a row's place among the sorted ids.
+Row 0 is padding: zeros, no item, so that a row number of 0 means "nothing" in every array. Rows
+are in the order of arrival, which differs from process to process, so nothing downstream depends
+on their numbers: equal values are ordered by `id_hash`.
 
-New rows are hidden from `row` until then, so that arrays made at a `settle` hold every row that
-can be asked for.
+New rows are hidden from `row` until `settle`, so that arrays made then hold every row that can be
+asked for.
 
 A row may exist without an item: an id that statistics name before its item came, or a removed
 item whose neighbours still tell what goes with it. Such rows are dropped when they outnumber
 the items.
 """
 
-from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.features import TEXT_DIM
-from models.item_counts import COUNTRIES, NEIGHBOURS
+from models.item_counts import COUNTRIES, HOUR_BLOCKS
+from models.neighbours import GRID, hash_of
+from models.ragged import Ragged
+from models.vector_index import VectorIndex
 
-OPEN_END_MS: Final = 2**62  # "available for ever"
+Rows = NDArray[np.int64]
+
+OPENS: Final = 1
+CLOSES: Final = 2
+NEIGHBOUR: Final = np.dtype([("row", np.int32), ("strength", np.float32)])
 
 _FIRST_CAPACITY: Final = 1_024
-# Up to this many new ids are put into the sorted order one by one, 20 µs each at 100,000 rows;
-# sorting those anew takes 50 ms.
-_INSERT_AT_MOST: Final = 256
 _SPARE_ROWS: Final = 1_024  # rows without an item that are not worth a reordering
+_REMEMBERED: Final = 256  # settles whose changes are kept
+_DENSE: Final = 4  # with fewer rows than so many a value, a pass over all rows is cheaper
+_FEW: Final = 16  # a change of more than one row in so many is told as "everything"
 
 
 class Codes:
@@ -52,7 +58,7 @@ class Codes:
     ('hats', '')
     """
 
-    def __init__(self, limit: int = 65_536) -> None:
+    def __init__(self, limit: int = 65_535) -> None:
         self._limit = limit
         self._names = [""]
         self._code_of = {"": 0}
@@ -82,35 +88,47 @@ class Column(NamedTuple):
     name: str
     dtype: type[np.generic]
     width: int = 0
-    fill: int = 0
 
 
 COLUMNS: Final = (
-    Column("id_rank", np.int64),
+    Column("id_hash", np.int64),  # models.neighbours.hash_of
     Column("is_listed", np.bool_),  # an item with this id exists
     Column("is_servable", np.bool_),  # listed, said to be available, and its text is encoded
+    # Since the last settle: whether any column has changed, the vector that content is found by,
+    # the words, and what `is_servable` becomes: `OPENS` or `CLOSES`.
+    Column("is_touched", np.bool_),
+    Column("is_recoded", np.bool_),
+    Column("is_reworded", np.bool_),
+    Column("pending", np.int8),
     Column("from_ms", np.int64),
-    Column("until_ms", np.int64, fill=OPEN_END_MS),
+    Column("until_ms", np.int64),  # 0: no end
     Column("created_ms", np.int64),
-    Column("price", np.float64),
-    Column("category", np.int64),  # code of the main category, 0: none
+    Column("price", np.float32),
+    Column("category", np.uint16),  # code of the main category, 0: none
     Column("text_key", np.uint64),  # hash of the text; equal for the same words
-    Column("text_vectors", np.float32, TEXT_DIM),  # on the grid of models.neighbours
+    # In steps of 2^-11, see models.neighbours: what the student reads, and where another encoder
+    # serves, its vectors.
+    Column("text_vectors", np.int16, TEXT_DIM),
+    Column("encoded_vectors", np.int16, TEXT_DIM),
     Column("stats_ms", np.int64),  # what the next eight are decayed to; 0: no statistics
-    Column("views", np.float64),  # half-life 7 days, as the next five
-    Column("clicks", np.float64),
-    Column("purchases", np.float64),
-    Column("pushes", np.float64),
-    Column("opens", np.float64),
-    Column("favorites", np.float64),
-    Column("popularity", np.float64),  # half-life 1 day
+    Column("views", np.float32),  # half-life 7 days, as the next five
+    Column("clicks", np.float32),
+    Column("purchases", np.float32),
+    Column("pushes", np.float32),
+    Column("opens", np.float32),
+    Column("favorites", np.float32),
+    Column("popularity", np.float32),  # half-life 1 day
     Column("first_seen_ms", np.int64),
-    Column("trend", np.int64),  # of models.trend: comparable whatever the rows' stats_ms
-    Column("trend_week", np.int64),  # the same of the counts of half-life 7 days
-    Column("country", np.int64, COUNTRIES),  # codes, 0: none
-    Column("country_trend", np.int64, COUNTRIES),
-    Column("neighbour_rows", np.int32, NEIGHBOURS),  # strongest first, 0: none
-    Column("neighbour_strength", np.float32, NEIGHBOURS),
+    Column("trend", np.uint32),  # of models.trend: comparable whatever the rows' stats_ms
+    Column("trend_week", np.uint32),  # the same of the counts of half-life 7 days
+    Column("trend_years", np.uint32),  # and of half-life 730 days
+    # What pairs with it is multiplied by, 0 to 1: what everybody has goes with everything.
+    Column("rarity", np.float32),
+    Column("repeat_s", np.uint32),  # usual pause before it is bought again; 0: not known
+    Column("repeat_share", np.float32),  # of its buyers who come back for it, 0 to 1
+    Column("trend_hour", np.uint32, HOUR_BLOCKS),  # and by block of the day; 0: nothing
+    Column("country", np.uint16, COUNTRIES),  # codes, 0: none
+    Column("country_trend", np.uint32, COUNTRIES),
 )
 
 
@@ -127,10 +145,16 @@ class ItemRows:
     ----------
     item_ids
         By row; row 0 is "".
-    row_of_rank
-        int64, shape (n_rows,): the row of the i-th smallest id.
+    neighbours
+        By row, of dtype `NEIGHBOUR`, the strongest first.
     categories, countries
         Codes of the columns `category` and `country`.
+    is_encoded
+        Whether the content is of `encoded_vectors`, and not of `text_vectors`.
+    content, tower
+        What can be found by its content, and by the student's vectors of users.
+    top_lists
+        Kept by `models.trend`.
     version
         Counts calls of `settle`: what is derived from the columns is good until it changes.
     (columns)
@@ -138,8 +162,9 @@ class ItemRows:
 
     Notes
     -----
-    A row takes 0.9 kB, 400 bytes of it neighbours and 256 the text vector. Arrays double, so at
-    times they take twice that.
+    A row takes 440 bytes, 256 of them content vectors, 150 more for its id, 8 and 8 for each
+    neighbour. Arrays double, but what is not used yet takes no memory; while one column grows it
+    is there twice.
 
     Examples
     --------
@@ -147,36 +172,43 @@ class ItemRows:
     >>> [rows.add("b"), rows.add("a"), rows.add("b"), rows.row("b")]
     [1, 2, 1, 0]
     >>> rows.settle()
-    array([0, 2, 1])
     >>> rows.item_ids, rows.row("a")
-    (['', 'a', 'b'], 1)
+    (['', 'b', 'a'], 2)
     """
 
-    id_rank: NDArray[np.int64]
+    id_hash: NDArray[np.int64]
     is_listed: NDArray[np.bool_]
     is_servable: NDArray[np.bool_]
+    is_touched: NDArray[np.bool_]
+    is_recoded: NDArray[np.bool_]
+    is_reworded: NDArray[np.bool_]
+    pending: NDArray[np.int8]
     from_ms: NDArray[np.int64]
     until_ms: NDArray[np.int64]
     created_ms: NDArray[np.int64]
-    price: NDArray[np.float64]
-    category: NDArray[np.int64]
+    price: NDArray[np.float32]
+    category: NDArray[np.uint16]
     text_key: NDArray[np.uint64]
-    text_vectors: NDArray[np.float32]
+    text_vectors: NDArray[np.int16]
+    encoded_vectors: NDArray[np.int16]
     stats_ms: NDArray[np.int64]
-    views: NDArray[np.float64]
-    clicks: NDArray[np.float64]
-    purchases: NDArray[np.float64]
-    pushes: NDArray[np.float64]
-    opens: NDArray[np.float64]
-    favorites: NDArray[np.float64]
-    popularity: NDArray[np.float64]
+    views: NDArray[np.float32]
+    clicks: NDArray[np.float32]
+    purchases: NDArray[np.float32]
+    pushes: NDArray[np.float32]
+    opens: NDArray[np.float32]
+    favorites: NDArray[np.float32]
+    popularity: NDArray[np.float32]
     first_seen_ms: NDArray[np.int64]
-    trend: NDArray[np.int64]
-    trend_week: NDArray[np.int64]
-    country: NDArray[np.int64]
-    country_trend: NDArray[np.int64]
-    neighbour_rows: NDArray[np.int32]
-    neighbour_strength: NDArray[np.float32]
+    trend: NDArray[np.uint32]
+    trend_week: NDArray[np.uint32]
+    trend_years: NDArray[np.uint32]
+    rarity: NDArray[np.float32]
+    repeat_s: NDArray[np.uint32]
+    repeat_share: NDArray[np.float32]
+    trend_hour: NDArray[np.uint32]
+    country: NDArray[np.uint16]
+    country_trend: NDArray[np.uint32]
 
     def __init__(self, *, max_rows: int = 1_000_000) -> None:
         if max_rows < 2:
@@ -186,12 +218,21 @@ class ItemRows:
         self.version = 0
         self.categories = Codes()
         self.countries = Codes()
+        self.neighbours = Ragged(NEIGHBOUR)
+        self.is_encoded = False
+        self.content = VectorIndex(TEXT_DIM, self._content_vectors, self._hashes)
+        self.tower = VectorIndex(1, self._no_vectors, self._hashes)
+        self.top_lists: dict[tuple[str, int], Any] = {}
         self.item_ids: list[str] = [""]
         self._row_of: dict[str, int] = {"": 0}
         self._new: dict[str, int] = {}  # since the last settle
-        self._sorted_ids: list[str] = []
-        self.row_of_rank: NDArray[np.int64] = np.zeros(1, np.int64)
-        self._windowed: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._has_windows = False
+        # Rows changed by each of the last settles; None: too many to tell.
+        self._changes: deque[Rows | None] = deque(maxlen=_REMEMBERED)
+        # Scratch: zeros between two calls, but for the last.
+        self._mark: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._sums: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._places: NDArray[np.int32] = np.zeros(0, np.int32)
         self._capacity = 0
         self._grow(min(_FIRST_CAPACITY, max_rows))
 
@@ -226,44 +267,106 @@ class ItemRows:
             self._grow(min(2 * self._capacity, self._max_rows))
         self.item_ids.append(item_id)
         self._new[item_id] = row
+        self.id_hash[row] = hash_of(item_id)
         return row
 
-    def settle(self) -> NDArray[np.int64] | None:
-        """Make the columns whole after changes: order of ids, excess rows without an item.
+    def touch(self, row: int) -> None:
+        """Say that a row's columns have changed."""
+        self.is_touched[row] = True
+
+    def settle(self) -> Rows | None:
+        """Make the columns whole after changes: new ids, excess rows without an item.
 
         Returns the rows' old numbers by new number, padding included, where rows have moved;
         the caller's own arrays by row must follow. None where they stayed.
         """
         self._row_of |= self._new
         self._new.clear()
-        moved: NDArray[np.int64] | None = None
-        if len(self._sorted_ids) < 2 or self._is_wasteful():
-            moved = self._reorder(np.concatenate(([0], self._kept())))
-        elif self.n_rows != len(self._sorted_ids):
-            self._rank_new()
-        has_window = (self.from_ms > 0) | (self.until_ms < OPEN_END_MS)
-        self._windowed = np.flatnonzero(has_window[: self.n_rows])
+        moved: Rows | None = None
+        if self._is_wasteful():
+            moved = np.concatenate(([0], self._kept()))
+            self._reorder(moved)
+        touched = np.flatnonzero(self.is_touched[: self.n_rows])
+        is_many = moved is not None or len(touched) > self.n_rows // _FEW + 64
+        self._changes.append(None if is_many else touched)
+        for flags in (self.is_touched, self.is_recoded, self.is_reworded, self.pending):
+            flags[: self.n_rows] = 0
+        self._has_windows = self._has_windows or bool(self.from_ms.any() or self.until_ms.any())
         self.version += 1
         return moved
 
-    def closed_rows(self, time_ms: int) -> NDArray[np.int64]:
-        """Return the rows whose window of availability, as last settled, is not now."""
-        rows = self._windowed
-        closed: NDArray[np.int64] = rows[
-            (self.from_ms[rows] > time_ms) | (self.until_ms[rows] <= time_ms)
-        ]
-        return closed
+    def changed_since(self, version: int) -> Rows | None:
+        """Return the rows that were touched after a version; None where that may be all."""
+        n = self.version - version
+        if n > len(self._changes):
+            return None
+        parts: list[Rows] = []
+        for at in range(len(self._changes) - n, len(self._changes)):
+            part = self._changes[at]
+            if part is None:
+                return None
+            parts.append(part)
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+
+    def is_open(self, rows: Rows, time_ms: int) -> NDArray[np.bool_]:
+        """Return which of `rows` can be had at a time: servable, and within their window.
+
+        Windows count from the first `settle` on that sees one.
+        """
+        is_open = self.is_servable[rows]
+        if not self._has_windows:
+            return is_open
+        is_open &= self.from_ms[rows] <= time_ms
+        until_ms = self.until_ms[rows]
+        is_open &= (until_ms == 0) | (until_ms > time_ms)
+        return is_open
+
+    def is_among(self, rows: Rows, chosen: Rows) -> NDArray[np.bool_]:
+        """Return which of `rows` are among `chosen`; the cost is that of both, not of all rows."""
+        self._mark[chosen] = True
+        found = self._mark[rows]
+        self._mark[chosen] = False
+        return found
+
+    def add_up(self, rows: Rows, values: NDArray[np.int64]) -> tuple[Rows, NDArray[np.int64]]:
+        """Return the distinct ones of `rows` with a sum above 0, in any order, and their sums.
+
+        `values` are at least 0, and the sums below 2^53.
+
+        >>> items = ItemRows()
+        >>> rows, sums = items.add_up(np.array([4, 2, 4, 3]), np.array([1, 10, 100, 0]))
+        >>> rows.tolist(), sums.tolist()
+        ([2, 4], [10, 101])
+        """
+        if self.n_rows < _DENSE * len(rows):
+            total = np.bincount(rows, weights=values)  # whole numbers: exact in any order
+            distinct = np.flatnonzero(total)
+            return distinct, total[distinct].astype(np.int64)
+        np.add.at(self._sums, rows, values)
+        order = np.arange(len(rows), dtype=np.int32)
+        self._places[rows] = order  # of equal rows the last one's place stays
+        distinct = rows[(self._places[rows] == order) & (self._sums[rows] > 0)]
+        sums = self._sums[distinct]
+        self._sums[distinct] = 0
+        return distinct, sums
+
+    def _content_vectors(self, rows: Rows) -> NDArray[np.float32]:
+        steps = (self.encoded_vectors if self.is_encoded else self.text_vectors)[rows]
+        return steps.astype(np.float32) * np.float32(1 / GRID)
+
+    def _no_vectors(self, rows: Rows) -> NDArray[np.float32]:
+        return np.zeros((*rows.shape, 1), np.float32)
+
+    def _hashes(self, rows: Rows) -> NDArray[np.int64]:
+        return self.id_hash[rows]
 
     def _is_wasteful(self) -> bool:
         n_empty = self.n_rows - 1 - int(np.count_nonzero(self.is_listed[: self.n_rows]))
         is_full = self.n_rows >= self._max_rows and n_empty > 0
         return is_full or n_empty > max(_SPARE_ROWS, self.n_rows // 2)
 
-    def _kept(self) -> NDArray[np.int64]:
-        """Return the rows to keep in their new order: sorted the first time, then as they were."""
-        if len(self._sorted_ids) < 2:
-            ids = self.item_ids
-            return np.array(sorted(range(1, self.n_rows), key=ids.__getitem__), np.int64)
+    def _kept(self) -> Rows:
+        """Return the rows to keep, in the order they have."""
         rows = np.arange(1, self.n_rows)
         empty = rows[~self.is_listed[rows]]
         # Half of the empty rows stay, those with the newest statistics: their items are still
@@ -273,44 +376,31 @@ class ItemRows:
         is_kept[by_age[: len(by_age) // 2]] = True
         return rows[is_kept[1:]]
 
-    def _reorder(self, old: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _reorder(self, old_of_new: Rows) -> None:
         new_of_old = np.zeros(self.n_rows, np.int64)
-        new_of_old[old] = np.arange(len(old))
+        new_of_old[old_of_new] = np.arange(len(old_of_new))
         for column in COLUMNS:
             array = getattr(self, column.name)
-            array[: len(old)] = array[old]
-            array[len(old) :] = column.fill
-        self.neighbour_rows[:] = new_of_old[self.neighbour_rows]  # dropped ones become padding
-        self.item_ids = [self.item_ids[row] for row in old.tolist()]
+            if array.any():
+                array[: len(old_of_new)] = array[old_of_new]
+                array[len(old_of_new) : self.n_rows] = 0
+        self.content.reorder(new_of_old)
+        self.tower.reorder(new_of_old)
+        self.neighbours.reorder(old_of_new)
+        named = self.neighbours.values["row"]
+        named[:] = new_of_old[named]  # dropped ones become padding
+        self.item_ids = [self.item_ids[row] for row in old_of_new.tolist()]
         self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
-        self._rank_all()
-        return old
-
-    def _rank_all(self) -> None:
-        by_id = sorted(range(self.n_rows), key=self.item_ids.__getitem__)
-        self._sorted_ids = [self.item_ids[row] for row in by_id]
-        self.row_of_rank = np.array(by_id, np.int64)
-        self.id_rank[self.row_of_rank] = np.arange(self.n_rows)
-
-    def _rank_new(self) -> None:
-        first_new = len(self._sorted_ids)
-        if self.n_rows - first_new > _INSERT_AT_MOST:
-            self._rank_all()
-            return
-        for row in range(first_new, self.n_rows):
-            rank = bisect_left(self._sorted_ids, self.item_ids[row])
-            insort(self._sorted_ids, self.item_ids[row])
-            ranks = self.id_rank[:row]
-            ranks[ranks >= rank] += 1
-            self.id_rank[row] = rank
-        self.row_of_rank = np.empty(self.n_rows, np.int64)
-        self.row_of_rank[self.id_rank[: self.n_rows]] = np.arange(self.n_rows)
 
     def _grow(self, capacity: int) -> None:
         for column in COLUMNS:
             shape = (capacity, column.width) if column.width else (capacity,)
-            array = np.full(shape, column.fill, column.dtype)
-            if self._capacity:
-                array[: self._capacity] = getattr(self, column.name)
+            array: NDArray[Any] = np.zeros(shape, column.dtype)
+            # What nobody wrote takes no memory, and should not by being copied.
+            if self._capacity and (held := getattr(self, column.name)).any():
+                array[: self._capacity] = held
             setattr(self, column.name, array)
+        self._mark = np.zeros(capacity, np.bool_)
+        self._sums = np.zeros(capacity, np.int64)
+        self._places = np.zeros(capacity, np.int32)
         self._capacity = capacity

@@ -9,7 +9,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+Rows = NDArray[np.int64]
 Embed = Callable[[list[str], NDArray[np.float32]], NDArray[np.float32]]
+
+_AT_ONCE = 65_536  # rows embedded in one call: 16 MB of text vectors
 
 
 class ItemVectors:
@@ -23,12 +26,14 @@ class ItemVectors:
 
     Notes
     -----
-    4 M bytes a row; the array doubles, so up to twice that.
+    4 M bytes a row; the array doubles, but what is not used yet takes no memory.
 
     Examples
     --------
+    >>> texts = np.float32([[0], [1], [2]])
     >>> vectors = ItemVectors(lambda ids, texts: texts * 2)
-    >>> vectors.update(["", "a", "b"], np.float32([[0], [1], [2]]), changed=[])
+    >>> vectors.update(["", "a", "b"], lambda rows: texts[rows], changed=[])
+    array([1, 2])
     >>> vectors.table.tolist()
     [[0.0], [2.0], [4.0]]
     >>> vectors.reorder(np.array([0, 2]))
@@ -47,28 +52,31 @@ class ItemVectors:
         return self._buffer[: self._n_rows]
 
     def update(
-        self, item_ids: list[str], text_vectors: NDArray[np.float32], changed: list[int]
-    ) -> None:
-        """Embed the rows that are new, and those that changed.
+        self,
+        item_ids: list[str],
+        text_vectors_of: Callable[[Rows], NDArray[np.float32]],
+        changed: list[int],
+    ) -> Rows:
+        """Embed the rows that are new, and those that changed; return them, distinct.
 
-        `item_ids` and `text_vectors` are by row, the latter perhaps longer.
+        `item_ids` are by row.
         """
         rows = [row for row in changed if row < self._n_rows]
         rows += range(self._n_rows, len(item_ids))
-        if not rows:
-            return
-        vectors = self._embed([item_ids[row] for row in rows], text_vectors[rows])  # (n, M)
-        self._reserve(len(item_ids), vectors.shape[1])
-        self._buffer[rows] = vectors
+        embedded = np.array(rows, np.int64)
+        for start in range(0, len(rows), _AT_ONCE):
+            part = embedded[start : start + _AT_ONCE]
+            ids = [item_ids[row] for row in part.tolist()]
+            vectors = self._embed(ids, text_vectors_of(part))  # (n, M)
+            self._reserve(len(item_ids), vectors.shape[1])
+            self._buffer[part] = vectors
         self._n_rows = len(item_ids)
+        return embedded
 
-    def reorder(self, old_of_new: NDArray[np.int64]) -> None:
-        """Follow rows that moved; those not embedded yet are embedded by the next `update`."""
-        is_known = old_of_new < self._n_rows
-        # New rows come last, but for the first sorting, where nothing is lost by starting anew.
-        n_known = len(old_of_new) if is_known.all() else int(np.argmin(is_known))
-        self._buffer = self._buffer[old_of_new[:n_known]]
-        self._n_rows = n_known
+    def reorder(self, old_of_new: Rows) -> None:
+        """Follow rows that moved."""
+        self._buffer = self._buffer[old_of_new]
+        self._n_rows = len(old_of_new)
 
     def _reserve(self, n_rows: int, width: int) -> None:
         if n_rows <= len(self._buffer) and width == self._buffer.shape[1]:

@@ -1,7 +1,7 @@
 """Nearest content and best rows, exact to the last bit whatever the order of rows.
 
 Reads   vectors and integer values by row.
-Emits   rows, best first, equal values in the order of the items' ids.
+Emits   rows, best first, equal values in the order of the hashes of the items' ids.
 
 Floating-point sums depend on their order, and BLAS picks an order by shape, thread and machine.
 Decisions must not, so nothing here rounds while it sums:
@@ -9,19 +9,19 @@ Decisions must not, so nothing here rounds while it sums:
 - Vectors lie on a grid of 2^-11 and are no longer than 1. A product of two columns is then a
   multiple of 2^-22, and by Cauchy and Schwarz every partial sum of a dot product stays below
   1.01: it fits the 24 bits of a float32, so BLAS adds without rounding, in any order.
-- What is ranked is an integer, and the rank of the item's id fills the lower bits of the key.
-  No two keys are equal, so partition and sort have one answer.
+- What is ranked is an integer, and ties go by a hash of the item's id, which needs nothing kept
+  up to date as items come and go: sorting has one answer.
 """
 
 from typing import Final
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 GRID: Final = 2048.0  # 2^11 steps to 1: an error of 2^-12 a column, cosines within 0.002
 SCORE_BITS: Final = 32  # a value ranked must be in [0, 2^32)
-_RANK_BITS: Final = 31  # rows of a table: fewer than 2^31
-_RANK_MASK: Final = (1 << _RANK_BITS) - 1
+_HASH_BITS: Final = 31  # what a key of 63 bits leaves of the hash
 # Below this many keys a plain sort costs less than partition and sort.
 _SORT_ALL: Final = 256
 
@@ -54,27 +54,55 @@ def dot(matrix: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.f
     return scores
 
 
-def keys_of(values: NDArray[np.int64], id_rank: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return unique sort keys, larger is better: value first, then the smaller rank of the id.
+def hash_of(item_id: str) -> int:
+    """Return the hash of an id by which ties go, in [0, 2^63).
 
-    `values` are in [0, 2^32); both have shape (n,).
-
-    >>> keys = keys_of(np.array([7, 7, 9]), np.array([2, 1, 5]))
-    >>> np.argsort(-keys).tolist()
-    [2, 1, 0]
+    >>> hash_of("a") == hash_of("a") != hash_of("b")
+    True
     """
-    keys: NDArray[np.int64] = (values << _RANK_BITS) | (_RANK_MASK - id_rank)
-    return keys
+    return xxhash.xxh3_64_intdigest(item_id.encode()) >> 1
+
+
+def score_values(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return integers that order exact dot products, in [0, 2^32); same shape.
+
+    >>> score_values(np.float32([-1, 0, 2.0**-22])).tolist()
+    [4194304, 8388608, 8388609]
+    """
+    values: NDArray[np.int64] = (scores * np.float32(2**22)).astype(np.int64) + 2**23
+    return values
+
+
+def best_of(values: NDArray[np.int64], hashes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Return the places of at most `limit` values, the largest first, ties by hash.
+
+    Parameters
+    ----------
+    values
+        int64 in [0, 2^32), shape (n,).
+    hashes
+        Of the ids that the values belong to, `hash_of`, shape (n,); the larger comes first.
+    limit
+        At least 1.
+
+    Examples
+    --------
+    >>> best_of(np.array([3, 8, 3]), np.array([1, 2, 3]) << 40, 2).tolist()
+    [1, 2]
+    """
+    places = _top_places(values, limit)
+    if places is not None:
+        return places[_sorted_places(values[places], hashes[places])[:limit]]
+    return _sorted_places(values, hashes)[:limit]
 
 
 def best_rows(
     values: NDArray[np.int64],
     rows: NDArray[np.int64],
-    id_rank: NDArray[np.int64],
-    row_of_rank: NDArray[np.int64],
+    id_hash: NDArray[np.int64],
     limit: int,
 ) -> NDArray[np.int64]:
-    """Return at most `limit` of `rows`, largest value first, ties by the rank of the id.
+    """Return at most `limit` of `rows`, largest value first, ties by the hash of the id.
 
     Parameters
     ----------
@@ -82,39 +110,56 @@ def best_rows(
         int64 in [0, 2^32), shape (n,).
     rows
         Distinct rows that the values belong to, shape (n,).
-    id_rank, row_of_rank
-        Of the whole table: a row's place among the sorted ids, and the other way round.
+    id_hash
+        `hash_of` the ids of the whole table, by row.
     limit
         At least 1.
 
     Examples
     --------
-    >>> order = np.arange(5)
-    >>> best_rows(np.array([3, 8, 3]), np.array([4, 2, 1]), order, order, 2).tolist()
-    [2, 1]
+    >>> hashes = np.arange(5) << 40
+    >>> best_rows(np.array([3, 8, 3]), np.array([4, 2, 1]), hashes, 2).tolist()
+    [2, 4]
     """
-    keys = keys_of(values, id_rank[rows])
-    if len(keys) > max(_SORT_ALL, 2 * limit):
-        keys = np.partition(keys, len(keys) - limit)[len(keys) - limit :]
-    keys.sort()
-    ranks = _RANK_MASK - (keys[::-1][:limit] & _RANK_MASK)
-    best: NDArray[np.int64] = row_of_rank[ranks]
+    places = _top_places(values, limit)
+    if places is not None:
+        values, rows = values[places], rows[places]
+    best: NDArray[np.int64] = rows[_sorted_places(values, id_hash[rows])[:limit]]
     return best
 
 
-def mean_direction(vectors: NDArray[np.float32], weights: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the direction of a weighted mean on the grid, shapes (n, D) and (n,) to (D,).
+def _top_places(values: NDArray[np.int64], limit: int) -> NDArray[np.int64] | None:
+    """Return the places of the largest values, and of all that tie; None where there are few."""
+    if len(values) <= max(_SORT_ALL, 2 * limit):
+        return None
+    kept = len(values) - limit
+    return np.flatnonzero(values >= np.partition(values, kept)[kept])
+
+
+def _sorted_places(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places of all values, the largest first."""
+    keys = (values << _HASH_BITS) | (hashes >> (63 - _HASH_BITS))
+    order = np.argsort(keys)[::-1]
+    ordered = keys[order]
+    if (ordered[1:] == ordered[:-1]).any():  # one pair of ties in 2^31: the rest of the hashes
+        order = np.lexsort((hashes, keys))[::-1]
+    return order
+
+
+def mean_directions(
+    vectors: NDArray[np.float32], weights: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the directions of B weighted means on the grid, shapes (B, n, D) and (B, n) to (B, D).
 
     `weights` are whole numbers below 2^40 / n, the vectors on the grid. Zeros where the vectors
     cancel or are all zero.
 
-    >>> mean_direction(to_grid(np.eye(3)), np.array([3, 0, 4])).tolist()
-    [0.60009765625, 0.0, 0.7998046875]
+    >>> mean_directions(to_grid(np.eye(3))[None], np.array([[3, 0, 4]])).tolist()
+    [[0.60009765625, 0.0, 0.7998046875]]
     """
     # Multiples of 2^-11 below 2^40 fit the 53 bits of a float64: exact in any order.
-    total = weights.astype(np.float64) @ vectors.astype(np.float64)  # (D,)
-    norm = float(np.sqrt((total * total).sum()))
-    if norm < 1e-9:
-        return np.zeros(len(total), np.float32)
-    direction: NDArray[np.float32] = to_grid(total[None] / norm)[0]
-    return direction
+    wide = weights[:, None, :].astype(np.float64)  # (B, 1, n)
+    total = np.matmul(wide, vectors.astype(np.float64))[:, 0]  # (B, D)
+    norms = np.sqrt((total * total).sum(axis=1, keepdims=True))
+    is_none = norms < 1e-9
+    return to_grid(np.where(is_none, 0.0, total) / np.where(is_none, 1.0, norms))

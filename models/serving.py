@@ -1,12 +1,13 @@
 """The student in service: ONNX Runtime, one thread, no torch.
 
 Reads   a model file (`models.checkpoint`).
-Emits   item vectors, and scores of candidates for a batch of users.
+Emits   item vectors, user vectors for a batch of users, and scores of candidates, their products.
 
-A score must not depend on which other users share the batch, to the last bit: decisions are
-replayed at other batch sizes and must come out the same. ONNX Runtime's fp32 kernels add up
-each row by itself on the CPUs tried; it promises that nowhere. So the scorer does not
-trust: on loading it scores a set of made-up users alone and together, and where the bytes
+A user's vector is made once and serves twice: to search all items, and to score candidates.
+Neither it nor a score may depend on which other users share the batch, to the last bit:
+decisions are replayed at other batch sizes and must come out the same. ONNX Runtime's fp32
+kernels add up each row by itself on the CPUs tried; it promises that nowhere. So the scorer does
+not trust: on loading it asks for a set of made-up users alone and together, and where the bytes
 differ on this CPU it serves one user a call from then on (about 1.7 times the cost).
 Dynamic int8 is ruled out by the same rule: its scale is taken over the batch.
 """
@@ -30,6 +31,7 @@ MAX_ROWS: Final = 32
 _EMBED_ROWS: Final = 1_024  # items embedded at a time: the block stays in cache
 
 Scores = NDArray[np.float32]
+Columns = dict[str, NDArray[Any]]
 
 
 class StudentScorer:
@@ -53,12 +55,14 @@ class StudentScorer:
         Hash of the model's content, 16 hex digits.
     dim
         M, columns of an item vector.
+    item_length
+        Of an item's vector, typically: three digits, the same on every machine.
     item_ids
         Items with vectors of their own.
     metrics
         What training measured, for people to read.
     rows_per_call
-        Users scored in one run of the graph: `MAX_ROWS`, or 1 on a CPU whose kernels mix rows.
+        Users in one run of the graph: `MAX_ROWS`, or 1 on a CPU whose kernels mix rows.
 
     Notes
     -----
@@ -74,7 +78,9 @@ class StudentScorer:
         self._row_of = {item_id: row for row, item_id in enumerate(model.item_ids)}
         self._projection = model.text_projection
         self._id_vectors = model.id_vectors
+        self.item_length = _typical_length(model.text_projection, model.id_vectors)
         self._session = _open_session(path, model.onnx)
+        self._is_older = _is_older(self._session, self.dim, path)
         self.rows_per_call = MAX_ROWS
         if not self._is_row_by_row():
             self.rows_per_call = 1
@@ -101,16 +107,15 @@ class StudentScorer:
             vectors[places] += self._id_vectors[rows]
         return vectors
 
-    def score(  # noqa: PLR0917 - the arrays of one request, in the order they are made
+    def user_vectors(
         self,
         item_table: NDArray[np.float32],
         history_rows: NDArray[np.int64],
         history_types: NDArray[np.int64],
         history_age_s: NDArray[np.float32],
         context: NDArray[np.float32],
-        candidate_rows: NDArray[np.int64],
-    ) -> Scores:
-        """Return the students' scores, float32, shape (B, K); padding candidates get -inf.
+    ) -> NDArray[np.float32]:
+        """Return what the users want, float32, shape (B, M), to be multiplied by item vectors.
 
         Parameters
         ----------
@@ -124,35 +129,56 @@ class StudentScorer:
             Seconds from each event to the trigger, shape (B, T).
         context
             Raw, in the order of `models.features.CONTEXT`, shape (B, C).
-        candidate_rows
-            Rows of the table, 0 for padding, shape (B, K), K at most `CANDIDATES`.
         """
-        n_users, n_candidates = candidate_rows.shape
-        if n_candidates > CANDIDATES:
-            raise ValueError(f"at most {CANDIDATES} candidates, got {n_candidates}")
-        candidates = np.zeros((n_users, CANDIDATES), np.int64)
-        candidates[:, :n_candidates] = candidate_rows
-        columns: dict[str, NDArray[Any]] = {
+        columns: Columns = {
             "rows": history_rows.astype(np.int64, copy=False),
             "types": history_types.astype(np.int64, copy=False),
             "gaps": gap_buckets(history_rows, history_age_s),
             "context": scale_context(context),
             "age": np.where(history_rows[:, -1] > 0, time_bucket(history_age_s[:, -1]), 0),
-            "candidates": candidates,
         }
-        scores = self._run(item_table, columns, self.rows_per_call)[:, :n_candidates]
+        return self._run(item_table, columns, self.rows_per_call)
+
+    @staticmethod
+    def score(
+        item_table: NDArray[np.float32],
+        user_vectors: NDArray[np.float32],
+        candidate_rows: NDArray[np.int64],
+    ) -> Scores:
+        """Return the users' scores of candidates, float32, shape (B, K).
+
+        `candidate_rows`, shape (B, K), are rows of the table; 0 is padding and gets -inf.
+        """
+        # Not BLAS: there a product's last bits depend on its place among the others.
+        scores = np.einsum("bkm,bm->bk", item_table[candidate_rows], user_vectors)
         return np.where(candidate_rows > 0, scores, np.float32(-np.inf))
 
     def _run(
-        self, table: NDArray[np.float32], columns: dict[str, NDArray[Any]], rows_per_call: int
-    ) -> Scores:
+        self, table: NDArray[np.float32], columns: Columns, rows_per_call: int
+    ) -> NDArray[np.float32]:
         n_users = len(columns["rows"])
-        scores = np.empty((n_users, CANDIDATES), np.float32)
+        vectors = np.empty((n_users, self.dim), np.float32)
+        run = self._run_older if self._is_older else self._run_once
         for start in range(0, n_users, rows_per_call):
             part = slice(start, start + rows_per_call)
             feed = {name: np.ascontiguousarray(values[part]) for name, values in columns.items()}
-            scores[part] = self._session.run(["scores"], {"table": table, **feed})[0]
-        return scores
+            vectors[part] = run(table, feed)
+        return vectors
+
+    def _run_once(self, table: NDArray[np.float32], feed: Columns) -> Any:
+        return self._session.run(["user"], {"table": table, **feed})[0]  # (B, M)
+
+    def _run_older(self, table: NDArray[np.float32], feed: Columns) -> Any:
+        """Ask a network that tells scores alone: those of unit vectors are the user's vector."""
+        rows = feed["rows"]  # (B, T)
+        n_tokens = rows.size
+        padding, units = np.zeros((1, self.dim), np.float32), np.eye(self.dim, dtype=np.float32)
+        own = np.concatenate([padding, table[rows.ravel()], units])  # (1 + B T + M, M)
+        candidates = np.zeros((len(rows), CANDIDATES), np.int64)
+        candidates[:, : self.dim] = 1 + n_tokens + np.arange(self.dim)
+        places = np.where(rows > 0, 1 + np.arange(n_tokens).reshape(rows.shape), 0)
+        inputs = {**feed, "table": own, "rows": places, "candidates": candidates}
+        return self._session.run(["scores"], inputs)[0][:, : self.dim]
 
     def _is_row_by_row(self) -> bool:
         """Say whether this CPU gives each user the same bytes alone, in pairs and in a crowd."""
@@ -161,16 +187,35 @@ class StudentScorer:
         table[0] = 0
         shape = (MAX_ROWS, HISTORY)
         is_item = np.arange(HISTORY) >= rng.integers(0, HISTORY, MAX_ROWS)[:, None]
-        columns: dict[str, NDArray[Any]] = {
+        columns: Columns = {
             "rows": rng.integers(1, 256, shape) * is_item,
             "types": rng.integers(1, len(EVENT_TYPES), shape) * is_item,
             "gaps": rng.integers(0, N_BUCKETS, shape) * is_item,
             "context": rng.standard_normal((MAX_ROWS, N_CONTEXT), np.float32),
             "age": rng.integers(0, N_BUCKETS, MAX_ROWS),
-            "candidates": rng.integers(1, 256, (MAX_ROWS, CANDIDATES)),
         }
         alone = self._run(table, columns, 1).tobytes()
         return all(self._run(table, columns, n).tobytes() == alone for n in (2, 5, 13, MAX_ROWS))
+
+
+def _typical_length(projection: NDArray[np.float32], own: NDArray[np.float32]) -> float:
+    """Return the root of the mean square of an item's vector, of texts in any direction."""
+    of_text = float(np.square(projection, dtype=np.float64).sum()) / len(projection)
+    of_item = float(np.square(own, dtype=np.float64).sum()) / max(len(own), 1)
+    return max(float(f"{(of_text + of_item) ** 0.5:.3g}"), 1e-6)
+
+
+def _is_older(session: ort.InferenceSession, dim: int, path: Path | str) -> bool:
+    """Say whether the network is of before it told the user's vector; refuse any other."""
+    outputs = [output.name for output in session.get_outputs()]
+    if "user" in outputs:
+        return False
+    if "scores" in outputs and dim <= CANDIDATES:
+        return True
+    raise ModelFileError(
+        f"the network in {path} tells {outputs}, not the user's vector. "
+        "Make a new file with `pushflow train`."
+    )
 
 
 def _open_session(path: Path | str, model: bytes) -> ort.InferenceSession:

@@ -1,29 +1,50 @@
-"""Candidate sources: each proposes rows of items for one query, best first.
+"""Candidate sources: each proposes rows of items for a batch of queries, best first.
 
-Reads   a query (rows and codes, no events) and the columns of `models.item_rows`.
+Reads   queries (rows and codes, no events) and the columns of `models.item_rows`.
 Owns    what each source looks at, and its limits.
 
-A source has a `name`, which decisions carry, and `propose`. It never proposes a row twice, nor
-one that the query rules out. Values that are summed or compared are integers: see
-`models.neighbours` for why.
+A source has a `name`, which decisions carry, and `propose`, which takes a batch so that an index
+is searched once for all of it. A query's answer does not depend on who shares the batch. It never
+holds a row twice, nor one that the query rules out. Values that are summed or compared are
+integers: see `models.neighbours` for why.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.features import EVENT_CODE, EVENT_TYPES
+from models.item_counts import hour_block
 from models.item_rows import ItemRows
-from models.neighbours import best_rows, dot, mean_direction
-from models.trend import blend, top_of, top_of_category, top_of_country, top_of_week
+from models.neighbours import best_rows, mean_directions
+from models.trend import (
+    FULL_TRUST,
+    TOP,
+    blend,
+    top_of,
+    top_of_category,
+    top_of_country,
+    top_of_hour,
+    top_of_week,
+    top_of_years,
+    trust,
+)
+from models.vector_index import Hits
 
 Rows = NDArray[np.int64]
 
 WEIGHT_UNIT: Final = 65_536  # a recency weight of 1
+_LEAST_STRENGTH: Final = 1e-30  # of a pair: less is nothing
+# Neighbours looked at beyond those that may be seen: some cannot be had.
+_SPARE: Final = 32
+_LEAST_TRUST: Final = FULL_TRUST // 4  # in a segment: it tells of more than popularity
+_LOOKED_AT: Final = 5_000  # neighbours a query
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 # Two standard deviations of the cosine of unrelated texts (`models.text`): less is noise.
-_LEAST_COSINE: Final = 0.25
+LEAST_COSINE: Final = 0.25
 _HOUR_S: Final = 3_600
 _INTEREST: Final = tuple(  # by event code: what an event says about wanting the item
     {"view": 1, "click": 2, "favorite": 3, "cart": 4, "cart_remove": -4}.get(name, 0)
@@ -38,23 +59,49 @@ _DECAY: Final = tuple(
 
 
 class Query(NamedTuple):
-    """A user's moment as rows; n is `items.n_rows`.
-
-    Masks have shape (n,) and are True at row 0.
-    """
+    """A user's moment as rows."""
 
     items: ItemRows
+    time_ms: int
     recent: Rows  # distinct rows of the history, newest first, without what was put back
     weights: NDArray[np.int64]  # of `recent`, by recency, 0 to WEIGHT_UNIT
     history: list[int]  # all rows of the history, newest first, 0 for ids without a row
     types: list[int]  # of `history`, models.features.EVENT_TYPES
     age_s: list[int]  # of `history`, seconds before the trigger, >= 0
     cart: list[int]  # rows in the cart, newest first
-    is_cart_first: bool
     country: int  # code
     category: int  # code
-    is_closed: NDArray[np.bool_]  # bought lately, or not to be had now
-    is_seen: NDArray[np.bool_]  # those, and what is in the history or in the cart
+    closed: Rows  # bought lately, distinct: proposed again only as due
+    seen: Rows  # those, and what is in the history or in the cart; distinct
+    intent: NDArray[np.float32] | None = None  # (TEXT_DIM,), on the grid of models.neighbours
+    taste: NDArray[np.float32] | None = None  # the same; None: nothing written
+    user_vector: NDArray[np.float32] | None = None  # (M,), the student's; None: no student
+    about: Sequence[int] = ()  # rows that the trigger is about: changed items
+    picks: Sequence[int] = ()  # rows that the campaign names, in its order
+    pick_categories: Sequence[int] = ()  # codes of the categories that it names, in its order
+    bought: Sequence[tuple[int, int]] = ()  # (row, age in seconds) of purchases, newest first
+    blocked: Rows = _NO_ROWS  # rows that the user does not want to see, distinct
+    blocked_categories: Rows = _NO_ROWS  # codes of main categories, the same
+    lead: str = ""  # the source that is the trigger's own reason, "" where none is
+    seed: int = 0  # of the trigger's draws, 64 bits
+
+    def is_refused(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return which of `rows` are never proposed: not to be had now, or blocked by the user."""
+        items = self.items
+        refused = ~items.is_open(rows, self.time_ms)
+        if len(self.blocked):
+            refused |= items.is_among(rows, self.blocked)
+        if len(self.blocked_categories):
+            refused |= np.isin(items.category[rows], self.blocked_categories)
+        return refused
+
+    def is_closed(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return which of `rows` are refused, or bought lately."""
+        return self.is_refused(rows) | self.items.is_among(rows, self.closed)
+
+    def is_seen(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return which of `rows` are no discovery: refused, or in `seen`."""
+        return self.is_refused(rows) | self.items.is_among(rows, self.seen)
 
 
 class Source(Protocol):
@@ -65,8 +112,8 @@ class Source(Protocol):
         """One of `models.arms.SOURCES`."""
         ...
 
-    def propose(self, query: Query) -> Rows:
-        """Return distinct rows, best first."""
+    def propose(self, queries: Sequence[Query]) -> list[Rows]:
+        """Return distinct rows, best first, for each query; all queries share `items`."""
         ...
 
 
@@ -80,8 +127,9 @@ class NeighbourSource:
 
     Notes
     -----
-    A row's value is the sum of strength x recency over the recent items it neighbours, in steps
-    of 2^-24 of the strongest: 50 of them stay below 2^30. 30 µs (`python -m bench.candidates`).
+    A row's value is the sum of strength x recency over the recent items it neighbours, times its
+    rarity, in steps of 2^-23 of the strongest: 250 of them stay below 2^31. Of a user with more
+    than 50 recent items, fewer neighbours of each are looked at: 5,000 in all.
 
     References
     ----------
@@ -93,27 +141,44 @@ class NeighbourSource:
     def __init__(self, limit: int = 100) -> None:
         self._limit = limit
 
-    def propose(self, query: Query) -> Rows:
+    def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return the rows that go best with the recent ones."""
-        items, n = query.items, query.items.n_rows
-        strength = items.neighbour_strength[query.recent]  # (R, 50)
-        strongest = float(strength.max(initial=0.0))
-        if strongest <= 0:
-            return _NO_ROWS
-        scale = 2.0**24 / (WEIGHT_UNIT * strongest)
-        values = np.rint(strength * (query.weights[:, None] * scale))  # (R, 50)
-        rows = items.neighbour_rows[query.recent].ravel()  # (R * 50,)
-        # Whole numbers below 2^53: float64 adds them exactly, in any order.
-        total = np.bincount(rows, weights=values.ravel(), minlength=n)  # (n,)
-        total[query.is_seen] = 0.0
-        found = np.flatnonzero(total > 0)  # twice as fast as of the floats
-        return best_rows(
-            total[found].astype(np.int64), found, items.id_rank, items.row_of_rank, self._limit
-        )
+        items = queries[0].items
+        n_of = np.array([len(query.recent) for query in queries])  # (B,)
+        recent = np.concatenate([query.recent for query in queries])  # (R,)
+        most = np.repeat(_LOOKED_AT // np.maximum(n_of, 1), n_of)
+        found, lengths = items.neighbours.take(recent, most)
+        if not len(found):
+            return [_NO_ROWS] * len(queries)
+        firsts = np.concatenate(([0], np.cumsum(n_of)))
+        ends = np.concatenate(([0], np.cumsum(lengths)))[firsts]  # (B + 1,)
+        has_any = ends[1:] > ends[:-1]
+        strength, strongest = found["strength"], np.ones(len(queries))
+        strongest[has_any] = np.maximum.reduceat(strength, ends[:-1][has_any])
+        scales = 2.0**23 / (WEIGHT_UNIT * np.maximum(strongest, _LEAST_STRENGTH))  # (B,)
+        weights = np.concatenate([query.weights for query in queries]) * np.repeat(scales, n_of)
+        values = np.rint(strength * np.repeat(weights, lengths)).astype(np.int64)
+        rows = found["row"].astype(np.int64)
+        parts = zip(queries, pairwise(ends.tolist()), strict=True)
+        return [self._propose(query, rows[i:j], values[i:j]) for query, (i, j) in parts]
+
+    def _propose(self, query: Query, rows: Rows, values: NDArray[np.int64]) -> Rows:
+        items = query.items
+        found, total = items.add_up(rows, values)
+        rarity = items.rarity[found].astype(np.float64)
+        rarity[rarity == 0] = 1.0  # its statistics are yet to come
+        total = np.rint(total * rarity).astype(np.int64)
+        n_looked_at = self._limit + len(query.seen) + _SPARE
+        best = best_rows(total, found, items.id_hash, n_looked_at)
+        unseen = best[~query.is_seen(best)]
+        if len(unseen) < self._limit and len(best) < len(found):
+            is_unseen = ~query.is_seen(found)
+            return best_rows(total[is_unseen], found[is_unseen], items.id_hash, self._limit)
+        return unseen[: self._limit]
 
 
 class ContentSource:
-    """Items whose words are like those of the user's recent items.
+    """Items whose content is like that of the user's recent items.
 
     Parameters
     ----------
@@ -124,8 +189,9 @@ class ContentSource:
 
     Notes
     -----
-    Brute force over all rows: 256 n bytes read, 60 µs at 4,000 items. Words equal to those of a
-    history item or of a better candidate are left out: the same thing under another id.
+    One search of the index for the whole batch. It is asked for twice the limit, for the recent
+    items themselves are near, and so are copies: words equal to those of a history item or of a
+    better candidate are left out, the same thing under another id.
     """
 
     name: Final = "content"
@@ -134,21 +200,21 @@ class ContentSource:
         self._limit = limit
         self._n_recent = n_recent
 
-    def propose(self, query: Query) -> Rows:
+    def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return the rows most alike, those above the noise."""
-        items, n = query.items, query.items.n_rows
-        recent = query.recent[: self._n_recent]
-        wanted = mean_direction(items.text_vectors[recent], query.weights[: self._n_recent])
-        if not wanted.any():
-            return _NO_ROWS
-        scores = dot(items.text_vectors[:n], wanted)  # (n,)
-        scores[query.is_seen] = 0.0
-        n_wanted = self._limit + self._limit // 2  # a third of them may be copies
-        least = np.partition(scores, n - n_wanted)[n - n_wanted] if n > n_wanted else 0.0
-        rows = np.flatnonzero(scores >= max(float(least), _LEAST_COSINE))
-        values = (scores[rows] * 2.0**22).astype(np.int64)  # exact: multiples of 2^-22
-        best = best_rows(values, rows, items.id_rank, items.row_of_rank, n_wanted)
-        return self._without_copies(query, best)
+        content = queries[0].items.content
+        recent = np.zeros((len(queries), self._n_recent), np.int64)  # (B, R), 0: padding
+        weights = np.zeros_like(recent)
+        for b, query in enumerate(queries):
+            n = min(len(query.recent), self._n_recent)
+            recent[b, :n], weights[b, :n] = query.recent[:n], query.weights[:n]
+        wanted = mean_directions(content.vectors(recent), weights)  # (B, D)
+        found = content.search(wanted, 2 * self._limit)
+        return [self._unmet(query, hits) for query, hits in zip(queries, found, strict=True)]
+
+    def _unmet(self, query: Query, hits: Hits) -> Rows:
+        rows = hits.rows[hits.scores >= LEAST_COSINE]
+        return self._without_copies(query, rows[~query.is_seen(rows)])
 
     def _without_copies(self, query: Query, rows: Rows) -> Rows:
         keys = query.items.text_key
@@ -164,7 +230,9 @@ class ContentSource:
 
 
 class TrendSource:
-    """What is popular today and this week, in the user's country and in the session's category.
+    """What is popular today and this week, at this time of day, and in the user's segments.
+
+    Segments are the user's country and the session's main category.
 
     Parameters
     ----------
@@ -178,35 +246,46 @@ class TrendSource:
     """
 
     name: Final = "trend"
-    _LISTED: Final = 500  # more than a history, a cart and what was bought can rule out
+    _LISTED: Final = TOP  # more than a history, a cart and what was bought can rule out
     _KEPT: Final = 4_096
 
     def __init__(self, limit: int = 100) -> None:
         self._limit = limit
-        self._lists: dict[tuple[int, int], Rows] = {}
+        self._lists: dict[tuple[int, int, int], Rows] = {}
         self._made_of: tuple[ItemRows | None, int] = (None, -1)
 
-    def propose(self, query: Query) -> Rows:
-        """Return the rows of the user's segments, blended."""
+    def propose(self, queries: Sequence[Query]) -> list[Rows]:
+        """Return the rows of the users' segments, blended."""
+        return [self._propose(query) for query in queries]
+
+    def _propose(self, query: Query) -> Rows:
         items = query.items
         if self._made_of[0] is not items or self._made_of[1] != items.version:
             self._lists.clear()
             self._made_of = (items, items.version)
-        segment = (query.country, query.category)
+        segment = (query.country, query.category, hour_block(query.time_ms))
         rows = self._lists.get(segment)
         if rows is None:
             if len(self._lists) >= self._KEPT:
                 self._lists.clear()
             rows = self._lists[segment] = self._blended(items, *segment)
-        return rows[~query.is_seen[rows]][: self._limit]
+        return rows[~query.is_seen(rows)][: self._limit]
 
-    def _blended(self, items: ItemRows, country: int, category: int) -> Rows:
-        lists = [top_of(items, self._LISTED), top_of_week(items, self._LISTED)]
+    def _blended(self, items: ItemRows, country: int, category: int, block: int) -> Rows:
+        day, week = top_of(items, self._LISTED), top_of_week(items, self._LISTED)
+        of_day, of_week = trust(items, day, week)
+        lists = [day, week, top_of_years(items, self._LISTED)]
+        # What the day and the week cannot tell the years do.
+        weights = [of_day, of_week, max(2 * FULL_TRUST - of_day - of_week, 1)]
+        lists.append(top_of_hour(items, block, self._LISTED))
+        weights.append(max(of_week, _LEAST_TRUST))
         if country:
             lists.append(top_of_country(items, country, self._LISTED))
+            weights.append(max(of_day, _LEAST_TRUST))
         if category:
             lists.append(top_of_category(items, category, self._LISTED))
-        return blend(items, lists, self._LISTED)
+            weights.append(max(of_day, _LEAST_TRUST))
+        return blend(items, lists, self._LISTED, weights)
 
 
 class UnfinishedSource:
@@ -229,19 +308,22 @@ class UnfinishedSource:
     def __init__(self, limit: int = 20) -> None:
         self._limit = limit
 
-    def propose(self, query: Query) -> Rows:
+    def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return rows of the history and the cart, most wanted first."""
+        return [self._propose(query) for query in queries]
+
+    def _propose(self, query: Query) -> Rows:
         value = self._interest(query)
         cart = query.cart[:200]
         for place, row in enumerate(cart):
             # At most 50 events of weight 4 and this: below 2^24, so the cart's order stands.
-            first = (len(cart) - place) << 24 if query.is_cart_first else 0
+            first = (len(cart) - place) << 24 if query.lead == self.name else 0
             value[row] = max(value.get(row, 0), 0) + _IN_CART + first
         rows = np.fromiter(value.keys(), np.int64, len(value))
         values = np.fromiter(value.values(), np.int64, len(value))
-        is_wanted = (values > 0) & ~query.is_closed[rows]
+        is_wanted = (values > 0) & ~query.is_closed(rows)
         rows, values, items = rows[is_wanted], values[is_wanted], query.items
-        return best_rows(values, rows, items.id_rank, items.row_of_rank, self._limit)
+        return best_rows(values, rows, items.id_hash, self._limit)
 
     def _interest(self, query: Query) -> dict[int, int]:
         value: dict[int, int] = {}

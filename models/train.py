@@ -121,7 +121,7 @@ def train_student(
     config = config or TrainConfig()
     texts = encode_texts(list(item_texts))
     cuts = time_split(histories, validation=config.validation, test=config.test)
-    with _deterministic(seed, config.threads):
+    with deterministic(seed, config.threads):
         student = Student(config.student, len(item_ids))
         _seed_popularity(student, popularity(histories, len(item_ids), until_s=cuts[0]))
         trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
@@ -159,7 +159,7 @@ class _Trainer:
         )
         warmup = max(1, self.total // 20)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: _rate(step, warmup, self.total)
+            self.optimizer, lambda step: rate(step, warmup, self.total)
         )
         counts = popularity(histories, len(texts), until_s=cuts[0])
         self.known = np.flatnonzero(counts)  # rows met in training, S of them
@@ -307,7 +307,7 @@ def _seed_popularity(student: Student, counts: NDArray[np.float64]) -> None:
         student.ids.weight *= torch.from_numpy(is_known[:, None])
 
 
-def _rate(step: int, warmup: int, total: int) -> float:
+def rate(step: int, warmup: int, total: int) -> float:
     """Return the share of the learning rate: a linear start, then half a cosine to 2%."""
     if step < warmup:
         return (step + 1) / warmup
@@ -316,7 +316,7 @@ def _rate(step: int, warmup: int, total: int) -> float:
 
 
 @contextmanager
-def _deterministic(seed: int, threads: int) -> Iterator[None]:
+def deterministic(seed: int, threads: int) -> Iterator[None]:
     """Seed torch and fix its threads for a while; give the caller's back."""
     before = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

@@ -28,7 +28,7 @@ from models.arms import LIMIT, D, design
 from operators.attribution_state import STATE_VERSION, AttributionState, Pending, decode_state
 from operators.hops import ItemSignal, Reward
 from operators.messages import NONE_ARM, Decision, Feedback
-from operators.packed import Armed
+from operators.packed import Armed, armed_of
 from operators.timers import PartitionTimers, load_timers
 
 UNDELIVERED: Final = frozenset(("token_invalid", "expired"))
@@ -65,6 +65,8 @@ class Attribution:
     idle_after_ms
         How long a user's recent items are kept after their last interaction. Like the other times,
         a change holds at once for what comes, and from its next timer on for what waits.
+    buyer_idle_after_ms
+        The same for a user who has bought something: long enough to see it bought again.
     feature_spec
         Learn only from decisions with this `learning.feature_spec`; "" checks sizes alone.
 
@@ -130,6 +132,7 @@ class Attribution:
         window_ms: int,
         forget_after_ms: int | None = None,
         idle_after_ms: int = 30 * 86_400_000,
+        buyer_idle_after_ms: int = 180 * 86_400_000,
         feature_spec: str = "",
     ) -> None:
         self._states = states
@@ -143,18 +146,22 @@ class Attribution:
         self._window_ms = window_ms
         self._forget_after_ms = 2 * window_ms if forget_after_ms is None else forget_after_ms
         self._idle_after_ms = idle_after_ms
+        self._buyer_idle_after_ms = buyer_idle_after_ms
         self._feature_spec = feature_spec
         self.counts: Counter[str] = Counter()
         self._timers = load_timers(states.scan_raw(), STATE_VERSION, self._older_timers)
 
     def _older_timers(self, packed: bytes) -> Armed:
+        if packed[0] == 2:  # the first version with a head
+            return armed_of(packed)
         state = decode_state(packed)
         return Armed(self._soon_ms(state), self._later_ms(state), state.partition)
 
     def interaction(self, user_id: str, partition: int, time_ms: int) -> AttributionState:
         """Return the user's state for an event at `time_ms`, to be changed in place.
 
-        The caller owns `recent` and `recent_country`; they are cleared once the user is idle.
+        The caller owns `recent`, `recent_country` and `bought`; they are cleared once the user is
+        idle.
         """
         state = self._state(user_id, partition)
         state.last_ms = max(state.last_ms, time_ms)
@@ -303,9 +310,10 @@ class Attribution:
         out = self._close_windows(state, due_ms, partition)
         self._forget_pushes(state, due_ms)
         self._give_up(state, due_ms)
-        if state.has_idle_timer and state.last_ms + self._idle_after_ms <= due_ms:
+        if 0 < self._later_ms(state) <= due_ms:
             state.has_idle_timer = False
             state.recent.clear()
+            state.bought.clear()
             state.seen.clear()
         if state.pending or state.early or state.has_idle_timer:
             state.soon_ms = state.soon_ms if state.soon_ms > due_ms else 0
@@ -353,7 +361,10 @@ class Attribution:
         return min(dues, default=0)
 
     def _later_ms(self, state: AttributionState) -> int:
-        return state.last_ms + self._idle_after_ms if state.has_idle_timer else 0
+        if not state.has_idle_timer:
+            return 0
+        is_buyer = bool(state.bought)
+        return state.last_ms + (self._buyer_idle_after_ms if is_buyer else self._idle_after_ms)
 
     def _arm(self, user_id: str, state: AttributionState) -> None:
         """Arm what follows from the state and is not armed."""

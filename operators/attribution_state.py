@@ -10,7 +10,8 @@ import msgspec
 from operators.messages import Feedback
 from operators.packed import HEAD_BYTES, Armed, Versions, head
 
-STATE_VERSION: Final = 2  # 1 had no head, and its timers were all made anew
+# 1 had no head, and its timers were all made anew; 2 did not know what its user had bought.
+STATE_VERSION: Final = 3
 
 
 class Pending(msgspec.Struct, array_like=True):
@@ -28,9 +29,9 @@ class Pending(msgspec.Struct, array_like=True):
 class AttributionState(msgspec.Struct, array_like=True):
     """What `learn` keeps of one user.
 
-    At most 64 pending pushes, 32 decisions' early feedback and 32 ids of events; `recent` is
-    bounded by `operators.item_stats`, which fills it. Below 50 KB, and about 1 KB for a usual
-    user. Fields are stored by position: append only, with a default.
+    At most 64 pending pushes, 32 decisions' early feedback and 32 ids of events; `recent` and
+    `bought` are bounded by `operators.item_stats`, which fills them. Below 50 KB, and about 1 KB
+    for a usual user. Fields are stored by position: append only, with a default.
 
     Examples
     --------
@@ -50,6 +51,7 @@ class AttributionState(msgspec.Struct, array_like=True):
     soon_ms: int = 0  # the first that a push or early feedback waits for
     later_ms: int = 0  # idle, as of some interaction
     seen: bytearray = msgspec.field(default_factory=bytearray)  # of `operators.duplicates`
+    bought: dict[str, int] = {}  # item_id -> when it was last bought, ms; of `operators.item_stats`
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -58,6 +60,7 @@ _versions = Versions(
     "attribution",
     {
         1: lambda packed: _decoder.decode(memoryview(packed)[1:]),
+        2: lambda packed: _decoder.decode(memoryview(packed)[HEAD_BYTES:]),
         STATE_VERSION: lambda packed: _decoder.decode(memoryview(packed)[HEAD_BYTES:]),
     },
 )

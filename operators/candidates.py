@@ -1,31 +1,34 @@
 """Candidates: which items could be pushed for a trigger, from several sources, merged.
 
-Reads   a trigger and the catalogue's columns, both as they stand.
+Reads   a trigger, what its campaign puts forward, and the catalogue's columns, as they stand.
 Emits   at most K candidates, best first, each with the source that spoke for it most.
-Owns    the merge, its weights, and what may not be proposed.
+Owns    the sources and their usual weights, what a trigger asks them, and the places kept for
+        exploration.
 
-Each source of `models.sources` proposes rows, best first; reciprocal-rank fusion adds
-`weight / (60 + rank)` over the sources that name a row. Ranks compare where scores do not: a
-cosine, a count and an age. All that is summed or compared is an integer, so a trigger has the
-same candidates in every process that holds the same tables, whatever the batch, the rows'
-numbers or the CPU.
-
-References
-----------
-Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
-Methods", SIGIR 2009.
+Each source proposes rows, best first; `models.merging` makes one list of them. A trigger has the
+same candidates in every process that holds the same tables, whatever the batch, the rows' numbers
+or the CPU.
 """
 
+import math
+import threading
 from collections.abc import Mapping, Sequence
+from itertools import chain, islice, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from models.arms import SOURCE_CODE, SOURCES
-from models.features import CANDIDATES, EVENT_CODE, HISTORY
-from models.item_rows import ItemRows
-from models.neighbours import best_rows
+from models.arms import SOURCES
+from models.campaign_source import CampaignSource
+from models.changed_source import ChangedSource
+from models.explore_source import ExploreSource, explored_places
+from models.features import CANDIDATES, EVENT_CODE, EVENT_TYPES, HISTORY
+from models.intent_source import IntentSource
+from models.item_rows import Codes, ItemRows
+from models.merging import Merger
+from models.repeat_source import RepeatSource
 from models.sources import (
     WEIGHT_UNIT,
     ContentSource,
@@ -36,32 +39,50 @@ from models.sources import (
     TrendSource,
     UnfinishedSource,
 )
+from models.taste import unpack_vector
+from models.tower_source import TowerSource
 from operators.hops import Candidate, Trigger
+from operators.messages import Picks
 
 Floats = NDArray[np.float64]
 
-# Tuned on online-retail, invoices of July 2011 (`python -m bench.candidates --tune`).
-WEIGHTS: Final = {"neighbour": 1.0, "content": 0.4, "trend": 0.4, "unfinished": 1.0}
-# For a cart left behind the cart is the message: with this weight its 20 rows come before all
-# that the other sources together can say (8 / 80 > 1.8 / 61).
-CART_LEFT_WEIGHT: Final = 8.0
-FALLBACK_WEIGHT: Final = 0.01  # 0.01 / 61 is less than any source's last place
-
-_RRF: Final = 60  # as in the paper: tells the first ten apart, and yet the hundredth counts
-_UNIT: Final = 2**28  # a fused score of 1; scores stay below 0.2
-_PLACE_BITS: Final = 4  # at most 15 sources and the fallback
-_LAST_PLACE: Final = (1 << _PLACE_BITS) - 1
+# Tuned on online-retail's July and on a middle slice of MovieLens together
+# (`pushflow evaluate candidates --tune`). Below 0.38 a source's rows come behind a hundred others.
+WEIGHTS: Final = {
+    "neighbour": 1.0,
+    "content": 0.4,
+    "trend": 0.5,
+    "unfinished": 1.0,
+    "intent": 0.6,
+    "tower": 0.6,
+    "repeat": 1.0,
+    "changed": 1.0,
+    "campaign": 1.0,
+}
+# Neither costs recall@100 on MovieLens; a share of 0.3 does, 2% of it.
+MAX_PER_CATEGORY: Final = 0.5
+COPY_COSINE: Final = 0.98
+# The source that is a trigger's own reason comes first: for a cart left the cart is the message.
+_LEADS: Final = {
+    "cart_left": "unfinished",
+    "price_dropped": "changed",
+    "back_in_stock": "changed",
+}
+_EXPLORATION: Final = 1  # seed of the hash, apart from others of the same id
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
+_NO_PICKS: Final = Picks()
 _DAY_MS: Final = 86_400_000
 _WEEK_MS: Final = 7 * _DAY_MS
 
-# How much of an item's say is left: 2% less by each place further back, and half by 90 days
-# since the newest. On online-retail no fading at all finds 1% more, for its customers are shops
-# that buy as they did; people's tastes move.
-_BY_PLACE: Final = tuple(WEIGHT_UNIT * 0.98**place for place in range(HISTORY))
+# How much of an item's say is left: 1% less by each place further back, and half by a year since
+# the newest. On online-retail no fading finds 1% more, for its customers are shops that buy as
+# they did; on MovieLens 4% a place finds 2% more.
+_BOUGHT: Final = 200  # of purchases beyond the history
+_BY_PLACE: Final = np.array([WEIGHT_UNIT * 0.99**place for place in range(HISTORY + _BOUGHT)])
 _DAY_S: Final = 86_400
-_BY_AGE: Final = tuple(2.0 ** (-days / 90) for days in range(900))  # then it stays at 0.001
-_PUT_BACK: Final = frozenset((EVENT_CODE["cart_remove"], EVENT_CODE["refund"]))
+_BY_AGE: Final = np.array([2.0 ** (-days / 365) for days in range(3_650)])  # then it stays
+_PURCHASE: Final = EVENT_CODE["purchase"]
+_IS_PUT_BACK: Final = np.isin(EVENT_TYPES, ("cart_remove", "refund"))  # by event code
 
 
 class ArmInputs(NamedTuple):
@@ -91,6 +112,14 @@ class Found(NamedTuple):
     scores: Floats  # fused
 
 
+class _Behind(NamedTuple):
+    """What a trigger's user did, newest first, what was bought before the history after it."""
+
+    rows: list[int]  # 0 for ids without one
+    types: list[int]
+    age_s: list[int]
+
+
 class CandidateGenerator:
     """Proposes candidates for triggers.
 
@@ -99,21 +128,22 @@ class CandidateGenerator:
     items
         The catalogue.
     weights
-        Weight of each source by name, >= 0; 0 or absent turns a source off.
+        Weight of each source by name, 0 to `models.merging.MAX_WEIGHT`; 0 or absent turns a
+        source off.
     limit
         K, candidates at most, 1 to 100.
-    sources
-        Sources in a fixed order, at most 15 with 100 rows each; of equal contributions the
-        earlier source is named.
+    max_per_category, copy_cosine
+        Of `models.merging.Merger`.
+    explore_share
+        Share of K that is kept for items that few have been told of, 0 to 1.
 
     Notes
     -----
-    200 to 260 µs a trigger at 4,000 items, 50 history items and K = 100, a quarter of it the
-    content source (`python -m bench.candidates`, on two cores that other jobs shared). Holds
-    nothing of users.
+    What a batch costs: `python -m bench.index`. Holds nothing of users.
 
     Examples
     --------
+    >>> from models.features import EVENT_CODE
     >>> from operators.catalogue import Catalogue
     >>> from operators.hops import Engagement, History
     >>> from operators.messages import Item
@@ -125,7 +155,8 @@ class CandidateGenerator:
     >>> saw_a = History(["a"], [EVENT_CODE["view"]], [1_700_000_000])
     >>> trigger = Trigger("intent", "e1", "u1", "00", 1_700_000_060_000, [], saw_a, [], [], "", "",
     ...     None, Engagement(0.0, 0.0, 0, False))
-    >>> [(c.item_id, c.source) for c in CandidateGenerator(catalogue).generate(trigger)]
+    >>> generator = CandidateGenerator(catalogue, weights=WEIGHTS | {"trend": 0.3})
+    >>> [(c.item_id, c.source) for c in generator.generate(trigger)]
     [('a', 'unfinished'), ('b', 'content'), ('c', 'trend')]
     """
 
@@ -135,88 +166,181 @@ class CandidateGenerator:
         *,
         weights: Mapping[str, float] = WEIGHTS,
         limit: int = CANDIDATES,
-        sources: Sequence[Source] | None = None,
+        max_per_category: float = MAX_PER_CATEGORY,
+        copy_cosine: float = COPY_COSINE,
+        explore_share: float = 0.0,
     ) -> None:
-        if sources is None:
-            sources = (NeighbourSource(), ContentSource(), TrendSource(), UnfinishedSource())
         self._items = items
+        self._weights = dict(weights)
         self._limit = limit
-        self._sources = [source for source in sources if weights.get(source.name, 0.0) > 0]
-        names = [*(source.name for source in self._sources), "trend"]
-        self._codes = np.array([SOURCE_CODE.get(name, -1) for name in names], np.int64)  # by place
-        says = {s.name: _says(weights[s.name], place) for place, s in enumerate(self._sources)}
-        self._says = [says[source.name] for source in self._sources]
-        self._says_of_cart_left = [
-            _says(CART_LEFT_WEIGHT, place) if source.name == "unfinished" else says[source.name]
-            for place, source in enumerate(self._sources)
-        ]
-        self._fallback_says = _says(FALLBACK_WEIGHT, len(self._sources))
-
-    def find(self, trigger: Trigger) -> Found:
-        """Return the trigger's candidates, best first; none only where nothing can be pushed."""
-        items = self._items
-        query = make_query(trigger, items)
-        says = self._says_of_cart_left if trigger.type == "cart_left" else self._says
-        proposed = [source.propose(query) for source in self._sources]
-        found, fused, strongest = _fuse(
-            np.concatenate([*proposed, _NO_ROWS]),
-            np.concatenate(
-                [*(say[: len(rows)] for say, rows in zip(says, proposed, strict=True)), _NO_ROWS]
-            ),
+        self._explore_share = explore_share
+        self._lock = threading.Lock()
+        self._sources = [s for s in weighed_sources() if weights.get(s.name, 0.0) > 0]
+        self._filling = TrendSource(limit=2 * limit)  # K at least beside any K
+        n_places = math.ceil(explore_share * limit)
+        self._explore = ExploreSource(limit=2 * n_places)  # some stand in the list already
+        self._merger = Merger(
+            [source.name for source in self._sources],
+            weights,
+            limit=limit,
+            max_per_category=max_per_category,
+            copy_cosine=copy_cosine,
         )
-        best = best_rows(fused, found, items.id_rank, items.row_of_rank, self._limit)
-        at = np.searchsorted(found, best)
-        scores, codes = fused[at], strongest[at]
-        if len(best) < self._limit:
-            more = self._more(query, best, self._limit - len(best))
-            best = np.concatenate([best, more])
-            scores = np.concatenate([scores, self._fallback_says[: len(more)] >> _PLACE_BITS])
-            codes = np.concatenate([codes, self._fallback_says[: len(more)]])
-        sources = self._codes[_LAST_PLACE - (codes & _LAST_PLACE)]
-        return Found(query, best, sources, scores / _UNIT)
+
+    def weigh(self, factors: Mapping[str, float]) -> None:
+        """Multiply the weights of sources, by name, from now on; 1 where none is given.
+
+        Call it between batches.
+        """
+        weights = {name: w * factors.get(name, 1.0) for name, w in self._weights.items()}
+        with self._lock:
+            self._merger.weigh(weights)
+
+    def find(
+        self, triggers: Sequence[Trigger], picks: Sequence[Picks] | None = None
+    ) -> list[Found]:
+        """Return the candidates of each trigger; none only where nothing can be pushed.
+
+        `picks` are of the triggers' campaigns, one a trigger.
+        """
+        return self.answer(self.ask(triggers, picks))
+
+    def ask(self, triggers: Sequence[Trigger], picks: Sequence[Picks] | None = None) -> list[Query]:
+        """Return what `answer` is to be asked for triggers, and the picks of their campaigns."""
+        of_campaigns = [_NO_PICKS] * len(triggers) if picks is None else picks
+        return make_queries(triggers, self._items, of_campaigns)
+
+    def answer(self, queries: Sequence[Query]) -> list[Found]:
+        """Return the candidates of each query."""
+        if not queries:
+            return []
+        # Workers of one process share the catalogue, whose scratch arrays serve one at a time.
+        with self._lock:
+            proposed = [source.propose(queries) for source in self._sources]
+            merged = self._merger.merge(queries, proposed)
+            short = [b for b, one in enumerate(merged) if len(one.rows) < self._limit]
+            if short:
+                own = [queries[b] for b in short]
+                lists = [[rows[b] for b in short] for rows in proposed]
+                again = self._merger.merge(own, lists, self._filling.propose(own))
+                for b, one in zip(short, again, strict=True):
+                    merged[b] = one
+            if self._explore_share:
+                seeds = [query.seed for query in queries]
+                places = explored_places(seeds, self._explore_share, self._limit)
+                for b, rows in enumerate(self._explore.propose(queries)):
+                    mixed = self._merger.exploring(self._items, merged[b], rows, places[b])
+                    merged[b] = mixed
+        return [Found(query, *one) for query, one in zip(queries, merged, strict=True)]
 
     def generate(self, trigger: Trigger) -> list[Candidate]:
         """Return the trigger's candidates by name, best first."""
-        found = self.find(trigger)
+        [found] = self.find([trigger])
         return candidates_of(self._items, found.rows, found.sources, found.scores)
 
-    @staticmethod
-    def _more(query: Query, found: Rows, missing: int) -> Rows:
-        """Return what is popular anywhere, else newest, beside what the sources proposed."""
-        items = query.items
-        is_left = ~query.is_seen
-        is_left[found] = False
-        rows = np.flatnonzero(is_left)
-        return best_rows(items.trend[rows], rows, items.id_rank, items.row_of_rank, missing)
+
+def weighed_sources() -> tuple[Source, ...]:
+    """Return the sources whose proposals are weighed, in the order of `models.arms.SOURCES`."""
+    return (
+        NeighbourSource(),
+        ContentSource(),
+        TrendSource(),
+        UnfinishedSource(),
+        IntentSource(),
+        TowerSource(),
+        RepeatSource(),
+        ChangedSource(),
+        CampaignSource(),
+    )
 
 
-def make_query(trigger: Trigger, items: ItemRows) -> Query:
+def make_query(trigger: Trigger, items: ItemRows, picks: Picks = _NO_PICKS) -> Query:
     """Return the trigger as rows, and what may not be proposed for it."""
+    [query] = make_queries([trigger], items, [picks])
+    return query
+
+
+def make_queries(
+    triggers: Sequence[Trigger], items: ItemRows, picks: Sequence[Picks]
+) -> list[Query]:
+    """Return a batch of triggers as rows, each with the picks of its campaign."""
+    behind = [_behind(trigger, items) for trigger in triggers]
+    recents = _recent(behind, items.n_rows)
+    parts = zip(triggers, picks, behind, recents, strict=True)
+    return [_query(trigger, items, own, past, recent) for trigger, own, past, recent in parts]
+
+
+def _behind(trigger: Trigger, items: ItemRows) -> _Behind:
+    """Return the history of a trigger, and what was bought before."""
     history = items.rows_of(reversed(trigger.history.item_ids))
-    types = trigger.history.types[::-1]
-    age_s = _ages(trigger)
-    recent, weights = _recent(history, types, age_s)
+    types, age_s = trigger.history.types[::-1], _ages(trigger)
+    earlier = items.rows_of(islice(reversed(trigger.bought), _BOUGHT))
+    return _Behind(
+        [*history, *earlier],
+        [*types, *([_PURCHASE] * len(earlier))],
+        [*age_s, *_bought_ages(trigger)[: len(earlier)]],
+    )
+
+
+def _query(
+    trigger: Trigger,
+    items: ItemRows,
+    picks: Picks,
+    behind: _Behind,
+    recent: tuple[Rows, NDArray[np.int64]],
+) -> Query:
+    profile, n_history = trigger.profile, len(trigger.history.item_ids)
+    history = behind.rows[:n_history]
     cart = items.rows_of(reversed(trigger.cart))
-    is_closed = ~items.is_servable[: items.n_rows]  # row 0 is never servable
-    is_closed[items.closed_rows(trigger.time_ms)] = True
-    is_closed[items.rows_of(trigger.bought)] = True
-    is_seen = is_closed.copy()
-    is_seen[history] = True
-    is_seen[cart] = True
+    closed = items.rows_of(trigger.bought)
     return Query(
         items=items,
-        recent=recent,
-        weights=weights,
+        time_ms=trigger.time_ms,
+        recent=recent[0],
+        weights=recent[1],
         history=history,
-        types=types,
-        age_s=age_s,
+        types=behind.types[:n_history],
+        age_s=behind.age_s[:n_history],
         cart=cart,
-        is_cart_first=trigger.type == "cart_left",
-        country=items.countries.get(trigger.profile.country) if trigger.profile else 0,
+        country=items.countries.get(profile.country) if profile else 0,
         category=items.categories.get(trigger.category),
-        is_closed=is_closed,
-        is_seen=is_seen,
+        closed=_distinct(closed),
+        seen=_distinct([*closed, *history, *cart]),
+        intent=unpack_vector(trigger.intent) if trigger.intent else None,
+        taste=unpack_vector(trigger.taste) if trigger.taste else None,
+        about=items.rows_of(trigger.about),
+        picks=items.rows_of(picks.item_ids),
+        pick_categories=[items.categories.get(name) for name in picks.categories],
+        bought=_bought(closed, trigger),
+        blocked=_distinct(items.rows_of(profile.blocked_items)) if profile else _NO_ROWS,
+        blocked_categories=_codes(items.categories, profile.blocked_categories)
+        if profile
+        else _NO_ROWS,
+        lead=_LEADS.get(trigger.type, ""),
+        seed=xxhash.xxh3_64_intdigest(trigger.event_id.encode(), seed=_EXPLORATION),
     )
+
+
+def _bought(rows: list[int], trigger: Trigger) -> list[tuple[int, int]]:
+    """Return the row and the age in seconds of each purchase whose time is known, newest first."""
+    pairs = zip(reversed(rows), reversed(trigger.bought_s), _bought_ages(trigger), strict=False)
+    return [(row, age_s) for row, at_s, age_s in pairs if row and at_s]
+
+
+def _bought_ages(trigger: Trigger) -> list[int]:
+    """Return the purchases' ages, newest first, seconds; all of them old where none is known."""
+    now_s = trigger.time_ms // 1_000
+    times = trigger.bought_s or [0] * len(trigger.bought)
+    return [max(now_s - at_s, 0) for at_s in reversed(times)]
+
+
+def _codes(names: Codes, wanted: list[str]) -> Rows:
+    codes = [names.get(name) for name in wanted]
+    return np.array([code for code in codes if code], np.int64)
+
+
+def _distinct(rows: list[int]) -> Rows:
+    return np.array(list(dict.fromkeys(rows)), np.int64)
 
 
 def candidates_of(
@@ -257,7 +381,7 @@ def arm_inputs(queries: Sequence[Query], time_ms: Sequence[int], rows: Rows) -> 
         opens=items.opens[rows] * by_week,
         favorites=items.favorites[rows] * by_week,
         age_days=np.where(is_born, (now_ms - born_ms) / _DAY_MS, 0.0),
-        price=items.price[rows],
+        price=items.price[rows].astype(np.float64),
         category_affinity=np.array(
             [
                 _category_affinity(items.category, query.recent, query.weights, own)
@@ -268,7 +392,7 @@ def arm_inputs(queries: Sequence[Query], time_ms: Sequence[int], rows: Rows) -> 
 
 
 def _category_affinity(
-    category: NDArray[np.int64], recent: Rows, weights: NDArray[np.int64], rows: Rows
+    category: NDArray[np.uint16], recent: Rows, weights: NDArray[np.int64], rows: Rows
 ) -> Floats:
     of_recent, wanted = category[recent], category[rows]
     known = np.where(of_recent > 0, weights, 0).astype(np.float64)  # whole numbers: exact sums
@@ -286,44 +410,25 @@ def _ages(trigger: Trigger) -> list[int]:
     return [now_s - s if s < now_s else 0 for s in reversed(trigger.history.time_s)]
 
 
-def _recent(
-    history: list[int], types: list[int], age_s: list[int]
-) -> tuple[Rows, NDArray[np.int64]]:
-    """Return the distinct rows of the history, newest first, and their recency weights."""
-    weight_of: dict[int, int] = {0: 0}
-    newest_age_s, oldest = age_s[0] if age_s else 0, len(_BY_AGE) - 1
-    for row, code, age in zip(history, types, age_s, strict=True):
-        if row not in weight_of:
-            place = len(weight_of) - 1
-            by_age = _BY_AGE[min(max(age - newest_age_s, 0) // _DAY_S, oldest)]
-            weight_of[row] = 0 if code in _PUT_BACK else int(_BY_PLACE[place] * by_age)
-    del weight_of[0]
-    rows = np.fromiter(weight_of.keys(), np.int64, len(weight_of))
-    weights = np.fromiter(weight_of.values(), np.int64, len(weight_of))
-    is_kept = weights > 0
-    return rows[is_kept], weights[is_kept]
-
-
-def _says(weight: float, place: int) -> NDArray[np.int64]:
-    """Return what the source at a place says of its first 100 rows, int64, shape (100,).
-
-    The contribution, and in the lower bits the place, reversed: of two sources that contribute
-    the same to a row the larger number is the earlier one's.
-    """
-    shares = np.rint(_UNIT * weight / (_RRF + 1 + np.arange(CANDIDATES))).astype(np.int64)
-    says: NDArray[np.int64] = (shares << _PLACE_BITS) + _LAST_PLACE - place
-    return says
-
-
-def _fuse(rows: Rows, says: NDArray[np.int64]) -> tuple[Rows, NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct rows in ascending order, their sums, and the most said of each."""
-    if not len(rows):
-        return _NO_ROWS, _NO_ROWS, _NO_ROWS
-    order = np.argsort(rows)
-    rows, says = rows[order], says[order]
-    starts = np.flatnonzero(np.concatenate(([True], rows[1:] != rows[:-1])))
-    return (
-        rows[starts],
-        np.add.reduceat(says >> _PLACE_BITS, starts),
-        np.maximum.reduceat(says, starts),
+def _recent(behind: Sequence[_Behind], n_rows: int) -> list[tuple[Rows, NDArray[np.int64]]]:
+    """Return the distinct rows behind each trigger, newest first, and their recency weights."""
+    columns = [
+        np.fromiter(chain.from_iterable(lists), np.int64) for lists in zip(*behind, strict=True)
+    ]
+    owners = np.repeat(np.arange(len(behind)), [len(one.rows) for one in behind])
+    newest_s = np.repeat(
+        [one.age_s[0] if one.age_s else 0 for one in behind], [len(one.rows) for one in behind]
     )
+    # The first of a trigger's events with a row is the newest.
+    _, at = np.unique(owners * n_rows + columns[0], return_index=True)
+    at = np.sort(at[columns[0][at] > 0])
+    rows, codes, ages = (column[at] for column in columns)
+    owners, days = owners[at], (ages - newest_s[at]) // _DAY_S
+    firsts = np.searchsorted(owners, np.arange(len(behind) + 1))
+    places = np.arange(len(at)) - np.repeat(firsts[:-1], np.diff(firsts))
+    by_age = _BY_AGE[np.clip(days, 0, len(_BY_AGE) - 1)]
+    weights = (_BY_PLACE[places] * by_age).astype(np.int64)
+    is_kept = ~_IS_PUT_BACK[codes] & (weights > 0)
+    ends = np.searchsorted(owners[is_kept], np.arange(len(behind) + 1)).tolist()
+    rows, weights = rows[is_kept], weights[is_kept]
+    return [(rows[start:end], weights[start:end]) for start, end in pairwise(ends)]

@@ -30,7 +30,15 @@ import xxhash
 
 from operators import metrics
 from operators.hops import Entry, Forget, ShardBatch
-from operators.messages import DeadLetter, Decision, Erasure, Event, Feedback, UserProfile
+from operators.messages import (
+    DeadLetter,
+    Decision,
+    Erasure,
+    Event,
+    Feedback,
+    UserProfile,
+    UserSignal,
+)
 
 M = TypeVar("M", bound=msgspec.Struct)
 """A message type of the wire."""
@@ -40,6 +48,7 @@ MAX_BYTES: Final = 65_536  # a larger message is a mistake: our own largest is a
 # 500 levels, and that would stop the flow.
 MAX_DEPTH: Final = 16
 _PAYLOAD_KEPT: Final = 8_192
+ITEM_SHARDS: Final = tuple(f"i{number:02d}" for number in range(16))  # fixed for ever
 
 REASONS: Final = {
     "too_large": "the value is longer than 65,536 bytes",
@@ -88,6 +97,15 @@ def shard_of(user_id: str, n_shards: int) -> str:
     '49'
     """
     return f"{xxhash.xxh3_64_intdigest(user_id.encode()) % n_shards:02d}"
+
+
+def item_shard(item_id: str) -> str:
+    """Return the shard of an item, one of `ITEM_SHARDS`, the same for ever.
+
+    >>> item_shard("i1")
+    'i14'
+    """
+    return ITEM_SHARDS[xxhash.xxh3_64_intdigest(item_id.encode()) % len(ITEM_SHARDS)]
 
 
 def encode(message: msgspec.Struct) -> bytes:
@@ -267,7 +285,7 @@ class PartitionDecoder:
             if entry.props is not None and _is_deeper(entry.props, MAX_DEPTH):
                 raise _Unusable("bad_json", f"props nested deeper than {MAX_DEPTH} levels")
             self._check_time(entry.time_ms, message.timestamp_ms)
-        elif isinstance(entry, Feedback):
+        elif isinstance(entry, Feedback | UserSignal):
             self._check_time(entry.time_ms, message.timestamp_ms)
         elif isinstance(entry, Erasure):
             return Forget(entry.user_id)

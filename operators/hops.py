@@ -7,6 +7,7 @@ partition as it stood at that entry. A shard therefore sees the same sequence of
 entries whatever the batch sizes and however many workers: this is what replay rests on.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,10 @@ from operators.messages import (
     Decision,
     Event,
     Feedback,
+    Item,
     TriggerType,
     UserProfile,
+    UserSignal,
 )
 
 
@@ -39,7 +42,7 @@ class Forget(NamedTuple):
     shard: str = ""  # filled by the step that passes it on
 
 
-Entry = Event | Feedback | UserProfile | Decision | Forget
+Entry = Event | Feedback | UserProfile | Decision | UserSignal | Forget
 
 
 class ShardBatch(NamedTuple):
@@ -91,11 +94,17 @@ class Trigger(NamedTuple):
     context: list[float]  # raw, in the order of models.features.CONTEXT
     history: History
     cart: list[str]  # items now in the cart, oldest first
-    bought: list[str]  # items bought lately, oldest first, at most 50
+    bought: list[str]  # items bought lately, oldest first, at most 200
     category: str  # the session's main category or ""
     platform: str
     profile: UserProfile | None
     engagement: Engagement
+    # What the user wrote, as int16, little-endian, shape (64,), in steps of 2^-11 (see
+    # `models.neighbours`), of the encoder that the catalogue serves; b"": nothing.
+    intent: bytes = b""  # of the session's searches
+    taste: bytes = b""  # of all that was searched and commented, fading
+    bought_s: Sequence[int] = ()  # event times of `bought`, seconds; 0 where it is not known
+    about: Sequence[str] = ()  # item ids that the trigger is about: those that changed
 
 
 class Candidate(NamedTuple):
@@ -134,6 +143,24 @@ class Reward(NamedTuple):
     time_ms: int
 
 
+class Interest(NamedTuple):
+    """A user who showed interest in an item, or has no more of it."""
+
+    item_id: str
+    user_id: str
+    time_ms: int
+    is_over: bool  # bought, or put back
+
+
+class ItemUpdate(NamedTuple):
+    """An item as it is from now on."""
+
+    item_id: str
+    item: Item | None  # None: it was removed
+    version: int  # the message's offset: rises with each change of an item
+    time_ms: int  # the message's timestamp
+
+
 class ItemSignal(NamedTuple):
     """One interaction with an item, and what the user had beside it."""
 
@@ -143,3 +170,4 @@ class ItemSignal(NamedTuple):
     country: str
     value: float  # the event's; of "together" the weight of the pair
     together: tuple[str, ...]  # items of the same session or basket, newest first
+    since_ms: int = 0  # of a purchase: since the user's last one of this item; 0: none known

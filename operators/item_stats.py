@@ -14,13 +14,14 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-from models.item_counts import INTEREST, TOGETHER, ItemCounts
+from models.item_counts import INTEREST, PLACE_FADE, TOGETHER, VERSION, ItemCounts
 from operators.hops import ItemSignal
 from operators.messages import Event, ItemStats
 from operators.packed import Versions
 
 _SAYS_MORE: Final = frozenset(("cart", "purchase"))  # than the views before them
-_VERSIONS = Versions("item", {1: ItemCounts.unpack})
+_VERSIONS = Versions("item", {1: ItemCounts.unpack, VERSION: ItemCounts.unpack})
+MAX_BOUGHT: Final = 50  # items a user whose last purchase is remembered
 
 
 class InteractionTracker:
@@ -31,8 +32,8 @@ class InteractionTracker:
     gap_ms
         Longest pause inside a session, milliseconds of event time, > 0.
     max_recent
-        Items remembered of the session, >= 1: the bound on `recent` and on `together`. 20 find
-        no better neighbours on online-retail, and cost twice the signals.
+        Items remembered of the session, >= 1: the bound on `recent` and on `together`. What is
+        further back hardly counts, see `models.item_counts.PLACE_FADE`.
 
     Notes
     -----
@@ -54,7 +55,7 @@ class InteractionTracker:
     [('d', 1951)]
     """
 
-    def __init__(self, gap_ms: int, max_recent: int = 10) -> None:
+    def __init__(self, gap_ms: int, max_recent: int = 20) -> None:
         if gap_ms <= 0 or max_recent < 1:
             raise ValueError(f"gap_ms and max_recent must be positive: {gap_ms}, {max_recent}")
         self._gap_ms = gap_ms
@@ -97,20 +98,46 @@ class InteractionTracker:
         return together
 
 
-def fan_out(signal: ItemSignal) -> list[ItemSignal]:
-    """Return the signal and its mirror images: one for each item beside it, at most 10.
+def since_bought(bought: dict[str, int], event: Event) -> int:
+    """Return how long before a purchase its user last bought the same item, in ms; 0: not known.
 
-    >>> for s in fan_out(ItemSignal("a", "cart", 5, "GB", 9.5, ("b", "c"))): print(s[:2], s[4:])
+    `bought` holds when each item was last bought, ms, the newest purchase last; it is updated in
+    place, to at most `MAX_BOUGHT`. A purchase that comes late counts as 1 ms after.
+
+    >>> bought = {}
+    >>> def buy(item_id, time_ms):
+    ...     event = Event(event_id="e", user_id="u", type="purchase", time_ms=time_ms,
+    ...                   item_id=item_id)
+    ...     return since_bought(bought, event)
+    >>> buy("a", 1_000), buy("b", 1_500), buy("a", 4_000), buy("b", 1_200), bought
+    (0, 0, 3000, 1, {'a': 4000, 'b': 1500})
+    """
+    item_id, time_ms = event.item_id, event.time_ms
+    if event.type != "purchase" or item_id is None:
+        return 0
+    last_ms = bought.pop(item_id, None)
+    bought[item_id] = time_ms if last_ms is None else max(last_ms, time_ms)
+    if len(bought) > MAX_BOUGHT:
+        del bought[next(iter(bought))]
+    return 0 if last_ms is None else max(time_ms - last_ms, 1)
+
+
+def fan_out(signal: ItemSignal) -> list[ItemSignal]:
+    """Return the signal and its mirror images: one for each item beside it, at most 20.
+
+    Both sides of a pair give it the same weight.
+
+    >>> for s in fan_out(ItemSignal("a", "cart", 5, "GB", 9.5, ("b", "c"))): print(s[:2], s[4:6])
     ('a', 'cart') (9.5, ('b', 'c'))
     ('b', 'together') (3.0, ('a',))
-    ('c', 'together') (3.0, ('a',))
+    ('c', 'together') (2.7, ('a',))
     """
     weight = INTEREST.get(signal.type, 0.0)
-    mirrored = [
-        ItemSignal(other, TOGETHER, signal.time_ms, "", weight, (signal.item_id,))
-        for other in signal.together
-    ]
-    return [signal, *mirrored]
+    signals = [signal]
+    for other in signal.together:
+        signals.append(ItemSignal(other, TOGETHER, signal.time_ms, "", weight, (signal.item_id,)))
+        weight *= PLACE_FADE
+    return signals
 
 
 def new_state(_item_id: str) -> ItemCounts:
@@ -171,7 +198,7 @@ class ItemStatsShard:
     >>> shard.on_signal(ItemSignal("a", "view", 1_700_086_400_000, "GB", 0.0, ()))
     >>> [stats] = shard.dirty()
     >>> round(stats.views, 3), stats.popularity_1d, stats.by_country, stats.neighbours
-    (1.906, 1.5, {'GB': 1.5}, [('b', 0.36095)])
+    (1.906, 1.5, {'GB': 1.5}, [('b', 0.37763)])
     >>> shard.dirty()
     []
     """
@@ -188,6 +215,7 @@ class ItemStatsShard:
             value=signal.value,
             country=signal.country,
             beside=signal.together,
+            since_ms=signal.since_ms,
         )
         self._dirty.add(signal.item_id)
 
@@ -216,6 +244,7 @@ def to_stats(item_id: str, state: ItemCounts) -> ItemStats:
         round(count, 4) for count in state.counted()
     )
     rating_sum, rating_count = state.ratings()
+    first_buys, repeat_buys, repeat_days = state.repeats()
     return ItemStats(
         item_id=item_id,
         as_of_ms=state.newest_ms,
@@ -232,4 +261,9 @@ def to_stats(item_id: str, state: ItemCounts) -> ItemStats:
         first_seen_ms=state.first_ms,
         by_country={country: round(count, 6) for country, count in state.countries()},
         neighbours=[(other, round(strength, 5)) for other, strength in state.neighbours()],
+        first_buys=round(first_buys, 4),
+        repeat_buys=round(repeat_buys, 4),
+        repeat_days=round(repeat_days, 3),
+        by_hour=[round(count, 4) for count in state.hours()],
+        interest=round(state.interest(), 4),
     )

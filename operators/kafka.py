@@ -143,6 +143,9 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
         Where a topic begins that has no position yet.
     stop_at_end
         End where the topics ended at the start: for replays and tests.
+    make_end_mark
+        Called with the partition; its item is handed out once, when all is read that was there at
+        the start. Each start does so again.
 
     Raises
     ------
@@ -195,12 +198,14 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
         batch_size: int = 1_000,
         start: Start = "earliest",
         stop_at_end: bool = False,
+        make_end_mark: Callable[[int], Item_co | None] = lambda partition: None,
     ) -> None:
         self._client = client
         self._topics = topics
         self._topic_ids: dict[str, str | None] | None = None  # asked once for all parts
         self._come_back_seconds = COME_BACK_SECONDS
         self._make_decoder = make_decoder
+        self._make_end_mark = make_end_mark
         self._options: dict[str, Any] = {
             "lead": lead,
             "batch_size": batch_size,
@@ -244,6 +249,7 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
             decoder=decoder,
             positions=positions,
             topic_ids=self._topic_ids,
+            end_mark=self._make_end_mark(int(for_part)),
             come_back_seconds=self._come_back_seconds,
             **self._options,
         )

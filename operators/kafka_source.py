@@ -95,6 +95,8 @@ class PartitionReader(Generic[Item_co]):
         crash before the first snapshot then loses what came in between.
     stop_at_end
         End where the topics ended when the reader started.
+    end_mark
+        An item to hand out once, when all is read that was there at the start.
     come_back_seconds
         How long to wait for logs that end before our offsets: at the start in all, while running
         for each.
@@ -136,6 +138,7 @@ class PartitionReader(Generic[Item_co]):
         batch_size: int = 1_000,
         start: Start = "earliest",
         stop_at_end: bool = False,
+        end_mark: Item_co | None = None,
         come_back_seconds: float = COME_BACK_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -170,6 +173,8 @@ class PartitionReader(Generic[Item_co]):
         self._stages = [stage for stage in (list(lead), list(topics)) if stage]
         self._open: list[str] = []
         self._is_merging = True
+        self._end_mark = end_mark
+        self._was_at_end = False
         self._open_stage()
 
     def next_batch(self) -> list[Item_co]:
@@ -185,10 +190,11 @@ class PartitionReader(Generic[Item_co]):
             self._find_again()
         messages = self._merged() if self._is_merging else self._arrived()
         self._show_lag()
-        if not messages:
-            return []
-        item = self._decoder.decode(messages)
-        return [] if item is None else [item]
+        item = self._decoder.decode(messages) if messages else None
+        mark = None
+        if self._was_at_end:
+            mark, self._end_mark = self._end_mark, None
+        return [found for found in (item, mark) if found is not None]
 
     def snapshot(self) -> Snapshot:
         """Return what resumes reading after the last message handed out."""
@@ -357,10 +363,12 @@ class PartitionReader(Generic[Item_co]):
             self._next[topic] = max(self._next[topic], read)
         if self._stages:
             self._open_stage()
-        elif not self._stop_at_end:
+            return
+        if not self._stop_at_end:
             self._is_merging = False
-        elif is_idle:
+        elif is_idle and self._was_at_end:
             raise StopIteration
+        self._was_at_end = True
 
     def _take(self, n: int | None = None) -> list[RawMessage]:
         """Take at most `n` messages, for as long as the next one is certain."""

@@ -15,7 +15,7 @@ from operators import metrics
 from operators.attribution import Attribution
 from operators.duplicates import is_repeat
 from operators.hops import Forget, ItemSignal, Reward, ShardBatch
-from operators.item_stats import InteractionTracker, ItemStatsShard, fan_out
+from operators.item_stats import InteractionTracker, ItemStatsShard, fan_out, since_bought
 from operators.messages import Decision, Event, Feedback, ItemStats, PolicyShard
 from operators.packed import Versions
 
@@ -69,7 +69,9 @@ class LearningUsers:
             metrics.DUPLICATES.inc()
             return []
         signal = self._tracker.observe(state.recent, event)
-        return [] if signal is None else fan_out(signal)
+        if signal is None:
+            return []
+        return fan_out(signal._replace(since_ms=since_bought(state.bought, event)))
 
 
 class LearningItems:
@@ -181,7 +183,7 @@ class LearnerShard:
         )
 
     def snapshot(self) -> tuple[str, int, bytes]:
-        """Return the state: immutable, 9.5 KB at D = 47."""
+        """Return the state: immutable, 14.2 KB at D = 58."""
         return self._shard, self._time_ms, self._learner.snapshot()
 
 

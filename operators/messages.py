@@ -53,7 +53,10 @@ FeedbackType = Literal[
     "token_invalid",
     "expired",
 ]
-TriggerType = Literal["intent", "cart_left", "session_ended", "idle"]
+TriggerType = Literal[
+    "intent", "cart_left", "session_ended", "idle", "price_dropped", "back_in_stock"
+]
+SignalType = Literal["searched", "commented", "price_dropped", "back_in_stock"]
 Outcome = Literal["send", "defer", "suppress", "holdout"]
 Channel = Literal["fcm", "apns", "webpush", "any"]
 
@@ -113,6 +116,7 @@ class Item(Struct, frozen=True, kw_only=True, omit_defaults=True):
     deep_link: LongText = ""
     image_vector: Vector = []
     audio_vector: Vector = []
+    audio_url: LongText = ""
     locales: Annotated[dict[str, LocalText], Meta(max_length=64)] = {}
 
 
@@ -136,6 +140,9 @@ class UserProfile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gender: ShortText = ""
     consent: Consent = Consent()
     channels: Annotated[list[Channel], Meta(max_length=8)] = field(default_factory=lambda: ["any"])
+    # What the user does not want to be told of: items, and main categories.
+    blocked_items: Annotated[list[Id], Meta(max_length=256)] = []
+    blocked_categories: Annotated[list[ShortText], Meta(max_length=64)] = []
 
 
 class Template(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -155,6 +162,13 @@ class Audience(Struct, frozen=True, kw_only=True, omit_defaults=True):
     locales: list[ShortText] = []  # prefixes: "zh" takes "zh-CN"
     platforms: list[ShortText] = []
     min_purchases: Annotated[int, Meta(ge=0)] = 0
+
+
+class Picks(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a campaign puts forward: items first, then the most popular of main categories."""
+
+    item_ids: Annotated[list[Id], Meta(max_length=100)] = []
+    categories: Annotated[list[ShortText], Meta(max_length=32)] = []
 
 
 class QuietHours(Struct, frozen=True, kw_only=True):
@@ -191,6 +205,7 @@ class Campaign(Struct, frozen=True, kw_only=True):
     name: ShortText = ""
     default_locale: Locale = "en"
     audience: Audience = Audience()
+    picks: Picks = Picks()
     priority: Literal["normal", "high"] = "normal"
     rank: int = 0  # among campaigns of one trigger the highest rank wins, then campaign_id
     ttl_seconds: Annotated[int, Meta(ge=60, le=2_419_200)] = 14_400  # FCM's bound is 4 weeks
@@ -343,6 +358,31 @@ class ItemStats(Struct, frozen=True, kw_only=True):
     first_seen_ms: int
     by_country: dict[str, float]  # popularity by country, the largest only
     neighbours: list[tuple[str, float]]  # (item_id, strength), strongest first
+    # Of purchases, decayed with the half-life of 180 days, as that of the mean below.
+    first_buys: float = 0.0  # by users who had not bought the item before
+    repeat_buys: float = 0.0  # by users who had, a day before or longer ago
+    repeat_days: float = 0.0  # geometric mean of the days between; 0: never bought again
+    # Weighted interactions, half-life 7 days, by block of 4 hours of the day, UTC; [] is not known.
+    by_hour: Annotated[list[float], Meta(max_length=6)] = []
+    interest: float = 0.0  # weighted interactions, half-life 730 days
+
+
+class ItemVector(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """`push.item-vectors.v1`: the content of an item as one vector, by the encoder that made it.
+
+    The key is `<encoder>/<item_id>`. Under `<encoder>#<shard>` stands a row without an item: all
+    items of that shard of `catalog` that were there when the encoder came have their vectors.
+    """
+
+    encoder: ShortText
+    item_id: Annotated[str, Meta(max_length=128)] = ""
+    content_key: ShortText = ""  # hash of what was encoded
+    vector: LongText = ""  # base64 of int16, little-endian, shape (64,), in steps of 2^-11
+    # Of a row without an item:
+    shard: ShortText = ""
+    n_shards: Annotated[int, Meta(ge=0)] = 0
+    n_items: Annotated[int, Meta(ge=0)] = 0  # vectors that stand behind the row
+    since_ms: Annotated[int, Meta(ge=0)] = 0  # when the encoder came: the newest whole one serves
 
 
 class Erasure(Struct, frozen=True, kw_only=True):
@@ -351,6 +391,25 @@ class Erasure(Struct, frozen=True, kw_only=True):
     user_id: Id
     time_ms: TimeMs
     reason: ShortText = ""
+
+
+class UserSignal(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """`push.user-signals.v1`: what `catalog` found out for a user.
+
+    Text that the user wrote, as a vector of the catalogue's encoder, or a change of an item that
+    the user showed interest in. `signal_id` follows from the input alone.
+    """
+
+    signal_id: Id
+    user_id: Id
+    type: SignalType
+    time_ms: TimeMs  # event time: the text's, or that of the change
+    item_id: Id | None = None  # the changed one, or the one that was commented on
+    encoder: ShortText = ""  # of the vector
+    vector: LongText = ""  # base64 of int16, little-endian, shape (64,), in steps of 2^-11
+    since_ms: Annotated[int, Meta(ge=0)] = 0  # when the user last showed interest in the item
+    price: Amount | None = None  # of a price that dropped, as is the next
+    old_price: Amount | None = None
 
 
 class DeadLetter(Struct, frozen=True, kw_only=True):
@@ -388,6 +447,8 @@ TOPICS: dict[str, TopicSpec] = {
     "push.policy.v1": TopicSpec(PolicyShard, "shard", True, -1),
     "push.models.v1": TopicSpec(ModelCard, "name", True, -1),
     "push.item-stats.v1": TopicSpec(ItemStats, "item_id", True, -1),
+    "push.item-vectors.v1": TopicSpec(ItemVector, "", True, -1),
+    "push.user-signals.v1": TopicSpec(UserSignal, "user_id", False, _DAY_MS),
     "push.erasures.v1": TopicSpec(Erasure, "user_id", False, 90 * _DAY_MS),
     "push.dlq.v1": TopicSpec(DeadLetter, "", False, 14 * _DAY_MS),
 }

@@ -17,6 +17,7 @@ LATE_EVENTS = Counter("pushflow_late_events", "Events behind their partition's w
 TRIGGERS = Counter("pushflow_triggers", "Triggers fired.", ["type"])
 DECISIONS = Counter("pushflow_decisions", "Decisions made.", ["outcome", "reason"])
 CANDIDATES = Counter("pushflow_candidates", "Candidates proposed, by source.", ["source"])
+ARMS = Counter("pushflow_arms", "Arms handed to the policy, by source.", ["source"])
 RANK_SECONDS = Histogram(
     "pushflow_rank_seconds", "One batch of triggers ranked, seconds.", buckets=_LATENCY_BUCKETS
 )
@@ -30,8 +31,20 @@ REWARDS = Counter("pushflow_rewards", "Rewards learned.", ["kind"])
 FEEDBACK_IGNORED = Counter(
     "pushflow_feedback_ignored", "Decisions and feedback that taught nothing.", ["reason"]
 )
+SIGNALS_IGNORED = Counter(
+    "pushflow_signals_ignored", "User signals that changed nothing, by why.", ["reason"]
+)
 POLICY_AGE_SECONDS = Gauge("pushflow_policy_age_seconds", "Age of the policy in use, event time.")
 TABLE_ROWS = Gauge("pushflow_table_rows", "Rows held of a global table.", ["topic"])
+ITEM_CONTENTS = Counter(
+    "pushflow_item_contents", "Items that catalog saw: encoded, unchanged, removed.", ["outcome"]
+)
+ITEM_MEDIA = Counter(
+    "pushflow_item_media",
+    "Images and sounds left out: outside the roots (refused), absent or too long (failed), "
+    "not decoded (unreadable), vectors of another width (misfit).",
+    ["reason"],
+)
 SOURCE_GAPS = Counter(
     "pushflow_source_gaps",
     "Messages gone unread (retention), or after they were read (truncated); topics made anew.",

@@ -3,7 +3,10 @@
 Reads   triggers of one activation, of all shards.
 Emits   one `Ranked` a trigger, its best arms first.
 Owns    the model's input arrays, and the cut from candidates to the action set, which keeps the
-        best of the student's order and the candidates' own.
+        best of the student's order and the candidates' own, and a share of what is explored.
+
+The student reads a user once: the vector that it makes of them searches the catalogue, and its
+products with the candidates' vectors are their scores.
 
 Triggers that no campaign takes, and users who may not be sent to whatever the policy says (no
 consent, opted out, holdout), are passed on without candidates: most of the work is here. Scores
@@ -16,9 +19,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import Counter
 
-from models.arms import N_ARM, arm_features
-from models.features import HISTORY
+from models.arms import N_ARM, SOURCE_CODE, SOURCES, arm_features
+from models.explore_source import explored_places
+from models.features import HISTORY, TEXT_DIM
+from models.sources import Query
 from operators import metrics
 from operators.campaigns import HOLDOUT, CampaignTable, assign_arm
 from operators.candidates import CandidateGenerator, Found, arm_inputs, candidates_of
@@ -42,6 +48,7 @@ class _Set(NamedTuple):
 # 35.9% of cases so, and was in 30.0% by the student's order alone (`python -m bench.retail`).
 _RRF: Final = 60
 _FUSED_WEIGHT: Final = 2.0
+_EXPLORED: Final = SOURCE_CODE["explore"]
 _NO_SCORES: Final = np.zeros(0, np.float32)
 _NO_ARMS: Final = np.zeros((0, N_ARM), np.float32)
 
@@ -57,6 +64,8 @@ class Ranker:
         Candidate sources over the catalogue.
     action_set
         Arms handed to the policy, >= 1.
+    explore_share
+        Share of them that is kept for what the generator explores, 0 to 1.
     refresh
         Called before each batch, so that a batch sees one version of every table.
     clock
@@ -76,6 +85,7 @@ class Ranker:
         models: ModelTable,
         generator: CandidateGenerator,
         action_set: int,
+        explore_share: float = 0.0,
         refresh: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
@@ -84,6 +94,7 @@ class Ranker:
         self._models = models
         self._generator = generator
         self._action_set = action_set
+        self._explore_share = explore_share
         self._refresh = refresh
         self._clock = clock
 
@@ -94,14 +105,14 @@ class Ranker:
             return []
         started = self._clock()
         out: list[Ranked | Forget] = []
-        live: list[int] = []
+        live: dict[int, Campaign] = {}  # by place in `out`
         for trigger in triggers:
             if isinstance(trigger, Forget):
                 out.append(trigger)
                 continue
             campaign = self._campaigns.match(trigger)
             if campaign is not None and _may_be_sent_to(trigger, campaign):
-                live.append(len(out))
+                live[len(out)] = campaign
             campaign_id = campaign.campaign_id if campaign is not None else ""
             out.append(Ranked(trigger, campaign_id, [], _NO_SCORES, _NO_ARMS, "none"))
         if live:
@@ -109,27 +120,44 @@ class Ranker:
         metrics.RANK_SECONDS.observe(self._clock() - started)
         return out
 
-    def _rank(self, out: list[Ranked | Forget], live: list[int]) -> None:
+    def _rank(self, out: list[Ranked | Forget], live: dict[int, Campaign]) -> None:
         ranked = [entry for at in live if isinstance(entry := out[at], Ranked)]
         triggers = [entry.trigger for entry in ranked]
-        found = [self._generator.find(trigger) for trigger in triggers]
-        sets = self._best(found, self._scores(triggers, found))
+        queries = self._generator.ask(triggers, [campaign.picks for campaign in live.values()])
+        users = self._user_vectors(triggers, queries)
+        if users is not None:
+            pairs = zip(queries, users, strict=True)
+            queries = [query._replace(user_vector=own) for query, own in pairs]
+        found = self._generator.answer(queries)
+        sets = self._best(found, self._scores(users, found))
         for at, entry, best in zip(live, ranked, sets, strict=True):
             out[at] = entry._replace(
                 candidates=candidates_of(self._catalogue, best.rows, best.sources, best.fused),
                 scores=best.scores,
                 model_version=self._models.version,
             )
+        _count(metrics.CANDIDATES, [one.sources for one in found])
+        _count(metrics.ARMS, [best.sources for best in sets])
+        self._fill_features(out, list(live), found, sets)
+
+    def _fill_features(
+        self, out: list[Ranked | Forget], live: list[int], found: list[Found], sets: list[_Set]
+    ) -> None:
         # Sets of one size are taken together; nearly all have `action_set` arms.
         for size in {len(best.rows) for best in sets if len(best.rows)}:
             same = [b for b, best in enumerate(sets) if len(best.rows) == size]
             columns = zip(*(sets[b] for b in same), strict=True)
             rows, sources, fused, scores = (np.array(column) for column in columns)  # (S, size)
-            inputs = arm_inputs(
-                [found[b].query for b in same], [triggers[b].time_ms for b in same], rows
-            )
+            queries = [found[b].query for b in same]
+            inputs = arm_inputs(queries, [query.time_ms for query in queries], rows)
+            intent, taste = self._cosines(queries, rows)
             arms = arm_features(
-                scores=scores, fused=fused, sources=sources, **inputs._asdict()
+                scores=scores,
+                fused=fused,
+                sources=sources,
+                intent_cosine=intent,
+                taste_cosine=taste,
+                **inputs._asdict(),
             )  # (S, size, d_a)
             for b, own in zip(same, arms, strict=True):
                 entry = out[live[b]]
@@ -143,27 +171,66 @@ class Ranker:
         np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
         worth = 1 / (_RRF + ranks) + _FUSED_WEIGHT / (_RRF + np.arange(order.shape[1]))
         worth[np.isneginf(scores)] = 0.0
-        best = np.argsort(-worth, axis=1, kind="stable")[:, : self._action_set]  # (B, <= K)
+        best = self._cut(found, np.argsort(-worth, axis=1, kind="stable"))  # (B, <= K)
         sets = []
         for one, kept, own in zip(found, best, scores, strict=True):
             top = kept[: len(one.rows)]
             sets.append(_Set(one.rows[top], one.sources[top], one.scores[top], own[top]))
         return sets
 
-    def _scores(self, triggers: list[Trigger], found: list[Found]) -> NDArray[np.float32]:
+    def _cut(self, found: list[Found], order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the first `action_set` columns of an order, (B, K), some given to the explored."""
+        share, size = self._explore_share, self._action_set
+        if not share or order.shape[1] <= size:
+            return order[:, :size]
+        is_explored = np.zeros(order.shape, np.bool_)
+        for b, one in enumerate(found):
+            is_explored[b, : len(one.rows)] = one.sources == _EXPLORED
+        is_explored = np.take_along_axis(is_explored, order, axis=1)
+        places = np.array(explored_places([one.query.seed for one in found], share, size))
+        is_first = is_explored & (np.cumsum(is_explored, axis=1) <= places[:, None])
+        chosen = np.sort(np.argsort(~is_first, axis=1, kind="stable")[:, :size], axis=1)
+        return np.take_along_axis(order, chosen, axis=1)
+
+    def _cosines(
+        self, queries: list[Query], rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return how near items, rows (S, K), are to what each user asked for, and writes of."""
+        wanted = np.zeros((len(queries), 2, TEXT_DIM), np.float32)
+        for s, query in enumerate(queries):
+            if query.intent is not None:
+                wanted[s, 0] = query.intent
+            if query.taste is not None:
+                wanted[s, 1] = query.taste
+        if not wanted.any():
+            none = np.zeros(rows.shape, np.float32)
+            return none, none
+        vectors = self._catalogue.content.vectors(rows)  # (S, K, D)
+        cosines = vectors @ wanted.transpose(0, 2, 1)  # (S, K, 2), exact: all on the grid
+        return cosines[..., 0], cosines[..., 1]
+
+    def _scores(self, users: NDArray[np.float32] | None, found: list[Found]) -> NDArray[np.float32]:
         """Return scores, shape (B, K), -inf for padding."""
         width = max(len(one.rows) for one in found)
         targets = np.zeros((len(found), width), np.int64)  # (B, K)
         for b, one in enumerate(found):
             targets[b, : len(one.rows)] = one.rows
         scorer = self._models.scorer
-        if scorer is None or not width:
+        if scorer is None or users is None:
             return self._fused_scores(found, targets)
-        rows = np.zeros((len(found), HISTORY), np.int64)  # (B, T)
-        types = np.zeros((len(found), HISTORY), np.int64)
-        ages = np.zeros((len(found), HISTORY), np.float32)
-        for b, one in enumerate(found):
-            query = one.query
+        return scorer.score(self._catalogue.item_table, users, targets)
+
+    def _user_vectors(
+        self, triggers: list[Trigger], queries: list[Query]
+    ) -> NDArray[np.float32] | None:
+        """Return what the student makes of the users, shape (B, M); None without a student."""
+        scorer = self._models.scorer
+        if scorer is None or len(self._catalogue) == 0:
+            return None
+        rows = np.zeros((len(queries), HISTORY), np.int64)  # (B, T)
+        types = np.zeros((len(queries), HISTORY), np.int64)
+        ages = np.zeros((len(queries), HISTORY), np.float32)
+        for b, query in enumerate(queries):
             known = [i for i, row in enumerate(query.history) if row][::-1]  # oldest first
             if known:
                 start = HISTORY - len(known)
@@ -171,7 +238,7 @@ class Ranker:
                 types[b, start:] = [query.types[i] for i in known]
                 ages[b, start:] = [query.age_s[i] for i in known]
         context = np.array([trigger.context for trigger in triggers], np.float32)  # (B, C)
-        return scorer.score(self._catalogue.item_table, rows, types, ages, context, targets)
+        return scorer.user_vectors(self._catalogue.item_table, rows, types, ages, context)
 
     @staticmethod
     def _fused_scores(found: list[Found], targets: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -180,6 +247,13 @@ class Ranker:
         for b, one in enumerate(found):
             scores[b, : len(one.rows)] = one.scores
         return scores
+
+
+def _count(counter: Counter, sources: list[NDArray[np.int64]]) -> None:
+    counts = np.bincount(np.concatenate(sources), minlength=len(SOURCES)).tolist()
+    for name, count in zip(SOURCES, counts, strict=True):
+        if count:
+            counter.labels(name).inc(count)
 
 
 def _may_be_sent_to(trigger: Trigger, campaign: Campaign) -> bool:

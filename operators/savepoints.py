@@ -121,7 +121,7 @@ class Place:
     url
         A directory, in any form that fsspec knows.
     flow
-        "decide" or "learn".
+        "decide", "learn" or "catalog".
 
     Examples
     --------

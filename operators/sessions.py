@@ -33,6 +33,7 @@ class Session(Struct, array_like=True, gc=False):
     categories: dict[str, int] = {}  # category -> views and clicks
     purchases: int = 0
     fired: int = 0  # bits of operators.triggers
+    intent: bytes = b""  # sum of the searches' vectors, of `operators.written`; b"": none
 
 
 def ends_before(session: Session, time_ms: int, gap_ms: int) -> bool:

@@ -183,6 +183,46 @@ class PublishingShardLogic(ShardLogic):
         return self._published(), StatefulBatchLogic.RETAIN
 
 
+class SelfTimed(Protocol):
+    """A `Processor` that knows when it wants to be called."""
+
+    @property
+    def due_ms(self) -> int | None:
+        """Wall clock, ms since 1970; None: not before the next batch."""
+        ...
+
+    def on_batch(self, values: Any, /) -> Iterable[Any]:
+        """Take a list of values in order; return what follows from them."""
+        ...
+
+    def on_timer(self) -> Iterable[Any]:
+        """Return what is due; also called at a resume and at the end of input."""
+        ...
+
+
+class SelfTimedShardLogic(ShardLogic):
+    """A shard whose processor says when `on_timer` is due."""
+
+    def on_notify(self) -> tuple[Iterable[Any], bool]:
+        """Let the processor do what is due."""
+        super().on_notify()
+        return self._timer(), StatefulBatchLogic.RETAIN
+
+    def _timer(self) -> Iterable[Any]:
+        return () if self._shard is None else self._ready(self._shard).on_timer()
+
+    def notify_at(self) -> datetime | None:
+        """Ask to be woken when the processor wants it."""
+        due_ms = self._processor.due_ms if self._processor is not None else None
+        return super().notify_at() or (
+            None if due_ms is None else datetime.fromtimestamp(due_ms / 1_000, UTC)
+        )
+
+    def on_eof(self) -> tuple[Iterable[Any], bool]:
+        """Let the processor give out what is left."""
+        return self._timer(), StatefulBatchLogic.RETAIN
+
+
 class LearnerLogic(StatefulBatchLogic):
     """One learner shard; its state is small, and is its own snapshot."""
 
@@ -236,6 +276,19 @@ def keyed(
         return PublishingShardLogic(publishing, stores, make, shard_of, resume)
 
     return op.stateful_batch(step_id, up, build)
+
+
+def self_timed(
+    step_id: str,
+    up: KeyedStream,
+    stores: PerWorker[S],
+    make: Callable[[str, Shard[S]], SelfTimed],
+    shard_of: Callable[[Any], str],
+) -> KeyedStream:
+    """Add a step as `keyed` does, of processors that have times of their own."""
+    return op.stateful_batch(
+        step_id, up, lambda resume: SelfTimedShardLogic(stores, make, shard_of, resume)
+    )
 
 
 def learner(

@@ -7,13 +7,14 @@ Owns    the rules, all of which come from settings; a rule set to 0 is off.
     event ... event                       | cart left   | session ends      | idle        expires
     ------------------------ quiet time ->  20 min        30 min              3 days      90 days
 
-A trigger from an event fires once a session; one from time fires once a quiet stretch. The times
+A trigger from an event fires once a session; one from time fires once a quiet stretch; one from
+a change of an item (`operators.interest` finds whom it concerns) once for each change. The times
 are event time: a watermark that passes them fires them, and no wall clock is read.
 """
 
 from typing import Final, NamedTuple
 
-from operators.messages import TriggerType
+from operators.messages import TriggerType, UserSignal
 from operators.sessions import Session
 
 INTENT_FIRED: Final = 1  # a bit of Session.fired
@@ -31,6 +32,8 @@ class TriggerRules(NamedTuple):
     session_ended_min_events: int = 2
     idle_ms: int = 3 * 86_400_000
     expire_ms: int = 90 * 86_400_000
+    price_drop: float = 0.05  # least share by which a price must fall
+    back_in_stock: bool = True
 
 
 class Due(NamedTuple):
@@ -57,6 +60,33 @@ def has_intent(session: Session, category: str, rules: TriggerRules) -> bool:
         and not session.fired & INTENT_FIRED
         and not session.purchases
     )
+
+
+def concerns(signal: UserSignal, bought_s: int | None, rules: TriggerRules) -> bool:
+    """Return whether a changed item is still a reason to push to a user.
+
+    Parameters
+    ----------
+    signal
+        Of type "price_dropped" or "back_in_stock".
+    bought_s
+        When the user bought the item, seconds; 0: at an unknown time; None: not lately.
+    rules
+        Which changes count.
+
+    Examples
+    --------
+    >>> t = 1_700_000_000_000
+    >>> signal = UserSignal(signal_id="s", user_id="u", type="back_in_stock", time_ms=t,
+    ...                     item_id="i", since_ms=t - 5_000)
+    >>> concerns(signal, None, TriggerRules()), concerns(signal, t // 1_000, TriggerRules())
+    (True, False)
+    >>> concerns(signal, t // 1_000 - 60, TriggerRules())  # bought, and looked at again
+    True
+    """
+    is_on = rules.back_in_stock if signal.type == "back_in_stock" else rules.price_drop > 0
+    is_settled = bought_s is not None and (not bought_s or bought_s * 1_000 >= signal.since_ms)
+    return is_on and not is_settled
 
 
 def next_soon(

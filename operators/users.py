@@ -1,6 +1,6 @@
 """Users: the one keyed step that knows what each user has done, and when that is a reason to push.
 
-Reads   events, feedback, profiles and erasures of one shard, in partition order.
+Reads   events, feedback, profiles, signals and erasures of one shard, in partition order.
 Emits   a feature row for each user touched, and triggers; most events fire none.
 Owns    the timers of a shard, and the order in which a user's state is brought up to date.
 
@@ -11,17 +11,25 @@ they come up, not searched for. The heaps are rebuilt from the heads of the pack
 
 from collections.abc import Callable, Iterable, Iterator
 from math import exp
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from operators import metrics
 from operators.context import context_of
 from operators.counters import OTHER, TYPE_INDEX, add_decayed, add_sliding
 from operators.duplicates import is_repeat
 from operators.hops import Engagement, FeatureRow, Forget, History, ShardBatch, Trigger
-from operators.messages import Event, Feedback, TriggerType, UserProfile
+from operators.messages import Event, Feedback, TriggerType, UserProfile, UserSignal
 from operators.sessions import Session, ends_before, main_category, observe
 from operators.timers import PartitionTimers, load_timers
-from operators.triggers import INTENT_FIRED, Due, TriggerRules, has_intent, next_later, next_soon
+from operators.triggers import (
+    INTENT_FIRED,
+    Due,
+    TriggerRules,
+    concerns,
+    has_intent,
+    next_later,
+    next_soon,
+)
 from operators.user_state import (
     ENGAGEMENT_MS,
     STATE_VERSION,
@@ -29,6 +37,11 @@ from operators.user_state import (
     add_totals,
     older_timers,
 )
+from operators.written import HASHED, ServedTexts, add_signal, add_written, text_of, written
+
+# A change that old is no news. It is what `push.user-signals.v1` keeps, and `catalog` reads the
+# events of a week when it starts for the first time.
+_STALE_MS: Final = 86_400_000
 
 
 class Users(Protocol):
@@ -63,13 +76,16 @@ class UserShard:
         When to consider a push.
     category_of
         item_id -> its main category, "" where it is not known.
+    texts
+        The vectors of what users write.
 
     Notes
     -----
     Memory: users are bounded by `users`; the heaps hold at most two live entries a user and those
     overtaken within the idle time, about 75 bytes each. A user without events stays until a
     tombstone if there is a profile, and else as long as an idle one. Time: about 10 us an event,
-    features included; a start reads every state of the shard once, without decoding it.
+    features included, and 35 us more for a search or a comment whose text is encoded here; a start
+    reads every state of the shard once, without decoding it.
 
     Examples
     --------
@@ -94,11 +110,13 @@ class UserShard:
         users: Users,
         rules: TriggerRules,
         category_of: Callable[[str], str],
+        texts: ServedTexts = HASHED,
     ) -> None:
         self._shard = shard
         self._users = users
         self._rules = rules
         self._category_of = category_of
+        self._texts = texts
         self._triggers: list[Trigger | Forget] = []
         self._touched: dict[str, UserState] = {}
         self._duplicates = 0
@@ -122,11 +140,20 @@ class UserShard:
                     self._on_feedback(entry, partition)
                 elif isinstance(entry, UserProfile):
                     self._users.get(entry.user_id).profile = entry
+                elif isinstance(entry, UserSignal):
+                    self._on_signal(entry, watermark_ms)
                 elif isinstance(entry, Forget):
                     self._forget(entry.user_id)
             if timers.first_ms <= batch.watermark_ms:
                 self._fire_due(timers, partition, batch.watermark_ms)
         return [self._drain()]
+
+    def moment(self, user_id: str, time_ms: int) -> Trigger | None:
+        """Return the trigger of an idle user as of a time, None for one who has done nothing."""
+        state = self._users.peek(user_id)
+        if state is None or not state.item_ids:
+            return None
+        return self._made(state, user_id, "idle", state.last_event_id, time_ms)
 
     def _timers_of(self, partition: int) -> PartitionTimers:
         timers = self._timers.get(partition)
@@ -187,6 +214,8 @@ class UserShard:
         add_decayed(state.decayed, time_ms, TYPE_INDEX.get(kind, OTHER))
         add_sliding(state.sliding, time_ms)
         add_totals(state, event)
+        if event.text is not None:
+            self._on_text(state, event, is_current)
         self._move_clock(state, event, partition)
         # Armed timers are at most as far as what this event could arm: the usual case.
         soonest_ms = self._soonest_ms if state.cart else gap_ms
@@ -199,6 +228,11 @@ class UserShard:
         if is_view and is_current and has_intent(state.session, category, self._rules):
             state.session.fired |= INTENT_FIRED
             self._trigger(state, user_id, "intent", event.event_id, time_ms)
+
+    def _on_text(self, state: UserState, event: Event, is_current: bool) -> None:
+        vector = self._texts.vector(text_of(event))
+        is_intent = is_current and event.type == "search"
+        add_written(state, vector, self._texts.inline, event.time_ms, is_intent=is_intent)
 
     def _move_clock(self, state: UserState, event: Event, partition: int) -> None:
         if event.time_ms >= state.last_ms:
@@ -235,6 +269,37 @@ class UserShard:
             state.dismissals += 1
         else:
             state.opted_out_of = state.profile.consent.version if state.profile else ""
+
+    def _on_signal(self, signal: UserSignal, watermark_ms: int) -> None:
+        """Take what `catalog` found out; nothing of a user who has left nothing else here."""
+        user_id = signal.user_id
+        if self._users.peek(user_id) is None:
+            metrics.SIGNALS_IGNORED.labels("unknown_user").inc()
+            return
+        state = self._users.get(user_id)
+        if self._is_duplicate(state, signal.signal_id):
+            return
+        if signal.type in ("price_dropped", "back_in_stock"):
+            ignored = self._on_change(state, signal, watermark_ms)
+        else:
+            gap_ms = self._rules.session_gap_ms
+            ignored = add_signal(state, signal, self._texts.encoder(), gap_ms)
+        if ignored:
+            metrics.SIGNALS_IGNORED.labels(ignored).inc()
+
+    def _on_change(self, state: UserState, signal: UserSignal, watermark_ms: int) -> str:
+        """Fire for an item that changed, or return why not."""
+        item_id = signal.item_id or ""
+        bought = dict(zip(state.bought, state.bought_s, strict=True))
+        if signal.time_ms < watermark_ms - _STALE_MS:
+            return "stale"
+        if not concerns(signal, bought.get(item_id), self._rules):
+            return "not_wanted"
+        # Not before what has been decided already: caps and pauses go by the trigger's time.
+        time_ms = max(signal.time_ms, watermark_ms)
+        kind: TriggerType = "back_in_stock" if signal.type == "back_in_stock" else "price_dropped"
+        self._trigger(state, signal.user_id, kind, signal.signal_id, time_ms, about=(item_id,))
+        return ""
 
     def _next(self, state: UserState) -> Due:
         is_cart_left = bool(state.cart) and not state.is_cart_fired
@@ -293,32 +358,55 @@ class UserShard:
             state.is_idle_fired = True
 
     def _trigger(
-        self, state: UserState, user_id: str, kind: TriggerType, event_id: str, time_ms: int
+        self,
+        state: UserState,
+        user_id: str,
+        kind: TriggerType,
+        event_id: str,
+        time_ms: int,
+        *,
+        about: tuple[str, ...] = (),
     ) -> None:
+        made = self._made(state, user_id, kind, event_id, time_ms, about=about)
+        self._triggers.append(made)
+
+    def _made(
+        self,
+        state: UserState,
+        user_id: str,
+        kind: TriggerType,
+        event_id: str,
+        time_ms: int,
+        *,
+        about: tuple[str, ...] = (),
+    ) -> Trigger:
         profile = state.profile
+        intent, taste = written(state, self._texts.encoder()) if state.encoder else (b"", b"")
         is_opted_out = state.opted_out_of is not None and (
             profile is None or profile.consent.version == state.opted_out_of
         )
         decay = exp(min(state.engaged_ms - time_ms, 0) / ENGAGEMENT_MS)
-        self._triggers.append(
-            Trigger(
-                type=kind,
-                event_id=event_id,
-                user_id=user_id,
-                shard=self._shard,
-                time_ms=time_ms,
-                context=context_of(state, time_ms),
-                history=History(list(state.item_ids), list(state.types), state.times_s.tolist()),
-                cart=list(state.cart),
-                bought=list(state.bought),
-                category=main_category(state.session) or state.category,
-                platform=state.place.platform if state.place is not None else "",
-                profile=profile,
-                engagement=Engagement(
-                    state.opens * decay,
-                    state.dismissals * decay,
-                    state.last_open_ms,
-                    is_opted_out,
-                ),
-            )
+        return Trigger(
+            type=kind,
+            event_id=event_id,
+            user_id=user_id,
+            shard=self._shard,
+            time_ms=time_ms,
+            context=context_of(state, time_ms),
+            history=History(list(state.item_ids), list(state.types), state.times_s.tolist()),
+            cart=list(state.cart),
+            bought=list(state.bought),
+            category=main_category(state.session) or state.category,
+            platform=state.place.platform if state.place is not None else "",
+            profile=profile,
+            engagement=Engagement(
+                state.opens * decay,
+                state.dismissals * decay,
+                state.last_open_ms,
+                is_opted_out,
+            ),
+            intent=intent,
+            taste=taste,
+            bought_s=state.bought_s.tolist(),
+            about=about,
         )

@@ -56,7 +56,7 @@ def tables(root: Path, of: Settings) -> Tables:
     """Return the tables as they stood, without a model."""
     found = Tables(of, clock=lambda: 0.0)
     for item in read(root, "items", list[Item]):
-        found.apply_item(item.item_id, item)
+        found.catalogue.apply(item.item_id, item)
     for row in read(root, "stats", list[ItemStats]):
         found.catalogue.apply_stats(row)
     found.apply_changes()

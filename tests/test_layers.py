@@ -32,6 +32,9 @@ JOINS = {  # a file of operators/ that joins others -> those; all other files st
     "attribution": {"attribution_state", "packed", "timers"},
     "attribution_state": {"packed"},
     "fatigue": {"packed"},
+    "interest": {"packed"},
+    "catalogue": {"item_text"},
+    "item_contents": {"codec", "item_text", "packed"},
     "item_stats": {"packed"},
     "learning": {"attribution", "duplicates", "item_stats", "packed"},
     "lineage": {"shards"},
@@ -43,6 +46,7 @@ JOINS = {  # a file of operators/ that joins others -> those; all other files st
     "state": {"checkpoints", "lineage", "shards"},
     "steps": {"codec", "shards", "state"},
     "triggers": {"sessions"},
+    "written": {"user_state"},
     "context": {"counters", "user_state"},
     "timers": {"packed"},
     "user_state": {"counters", "packed", "sessions"},
@@ -54,6 +58,7 @@ JOINS = {  # a file of operators/ that joins others -> those; all other files st
         "timers",
         "triggers",
         "user_state",
+        "written",
     },
 }
 HOMES = {  # third party -> where it may be imported
@@ -61,10 +66,19 @@ HOMES = {  # third party -> where it may be imported
     "redis": ("operators/feature_store.py",),
     "confluent_kafka": ("operators/kafka", "operators/embedded.py"),
     "rocksdict": ("operators/state.py", "operators/checkpoints.py"),
-    "fsspec": ("operators/savepoints.py",),
-    "torch": ("models/student.py", "models/train.py"),
+    "fsspec": ("operators/savepoints.py", "operators/media_files.py"),
+    "torch": (
+        *("models/student.py", "models/train.py", "models/fusion_training.py"),
+        *("models/transformer_encoder.py", "models/media_encoders.py"),
+    ),
+    "transformers": ("models/transformer_encoder.py", "models/media_encoders.py"),
+    "PIL": ("models/media_encoders.py",),
+    "soundfile": ("models/media_encoders.py",),
+    "faiss": ("models/vector_index.py",),
     "onnxruntime": ("models/",),
     "river": ("models/",),
+    "implicit": ("models/baselines.py",),
+    "threadpoolctl": ("models/baselines.py",),
 }
 ENVIRONMENT = {"os.environ", "os.getenv", "os.putenv"}
 CLOCKS = {

@@ -162,6 +162,43 @@ class KafkaContract:
         topic_id = topic_shapes(broker.client, [topic])[topic].topic_id
         assert part.snapshot() == (((topic, 2, topic_id),), 2)
 
+    def test_the_end_mark_comes_once_behind_what_was_there_at_the_start(
+        self, broker: Broker
+    ) -> None:
+        topic, partition = broker.topic("in"), partition_of("u1", 4)
+        broker.write(topic, "u1", ["a", "b"], [0, 1])
+
+        words = read_words(broker, [topic], "u1", batch_size=1, end_mark=["end"])
+        following = PartitionReader(
+            broker.client, [topic], partition, decoder=Words(), end_mark=["end"]
+        )
+        found = following.next_batch()
+        while ["end"] not in found:
+            found += following.next_batch()
+        broker.write(topic, "u1", ["c"], [2])
+        while ["c"] not in found:
+            found += following.next_batch()
+        resumed = PartitionReader(
+            *(broker.client, [topic], partition),
+            decoder=Words(),
+            positions=following.snapshot()[0],
+            end_mark=["end"],
+        )
+        again = resumed.next_batch()
+        while not again:
+            again += resumed.next_batch()
+        following.close()
+        resumed.close()
+
+        assert words == ["a", "b", "end"]
+        assert found == [["a", "b"], ["end"], ["c"]]
+        assert again == [["end"]]
+
+    def test_an_empty_topic_has_its_end_mark_too(self, broker: Broker) -> None:
+        topic = broker.topic("in")
+
+        assert read_words(broker, [topic], "u1", end_mark=["end"]) == ["end"]
+
     def test_lead_topic_is_read_whole_before_the_others(self, broker: Broker) -> None:
         events, users = broker.topic("events"), broker.topic("users")
         broker.write(events, "u1", ["e1", "e2"], [0, 1])

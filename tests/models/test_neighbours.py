@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.features import TEXT_DIM
-from models.neighbours import best_rows, dot, mean_direction, to_grid
+from models.neighbours import best_of, best_rows, dot, mean_directions, to_grid
 
 
 def vectors(n: int, seed: int = 0) -> np.ndarray:
@@ -37,32 +37,41 @@ def test_the_grid_moves_a_column_by_less_than_a_four_thousandth() -> None:
 @given(st.permutations(range(30)))
 def test_a_mean_direction_does_not_depend_on_the_order(order: list[int]) -> None:
     rows, weights = vectors(30), np.random.default_rng(3).integers(1, 65_536, 30)
-    assert (mean_direction(rows[order], weights[order]) == mean_direction(rows, weights)).all()
+    both = mean_directions(np.stack([rows, rows[order]]), np.stack([weights, weights[order]]))
+    assert (both[0] == both[1]).all()
 
 
 def test_vectors_that_cancel_have_no_direction() -> None:
     rows = vectors(1)
-    assert not mean_direction(np.vstack([rows, -rows]), np.array([5, 5])).any()
-    assert not mean_direction(rows[:0], np.zeros(0, np.int64)).any()
+    assert not mean_directions(np.stack([rows[0], -rows[0]])[None], np.array([[5, 5]])).any()
+    assert not mean_directions(rows[None, :0], np.zeros((1, 0), np.int64)).any()
+
+
+HASHES = st.integers(0, 2**63 - 1)
 
 
 @given(
-    st.lists(st.integers(0, 3), min_size=0, max_size=700),
+    st.lists(st.tuples(st.integers(0, 3), HASHES), max_size=700, unique_by=lambda pair: pair[1]),
     st.integers(1, 800),
-    st.randoms(use_true_random=False),
 )
-def test_the_best_rows_are_those_of_a_full_sort(values, limit, random) -> None:
-    n = len(values)
-    ranks = list(range(n))
-    random.shuffle(ranks)
-    id_rank = np.array(ranks, np.int64)
-    found = best_rows(np.array(values, np.int64), np.arange(n), id_rank, np.argsort(id_rank), limit)
-    assert found.tolist() == sorted(range(n), key=lambda r: (-values[r], ranks[r]))[:limit]
+def test_the_best_rows_are_those_of_a_full_sort(pairs: list[tuple[int, int]], limit: int) -> None:
+    n = len(pairs)
+    values = np.array([value for value, _ in pairs], np.int64)
+    hashes = np.array([number for _, number in pairs], np.int64)
+    found = best_rows(values, np.arange(n), hashes, limit)
+    assert found.tolist() == sorted(range(n), key=lambda r: pairs[r], reverse=True)[:limit]
+
+
+@pytest.mark.parametrize("n", [3, 300])
+def test_hashes_that_differ_in_their_last_bits_alone_are_told_apart(n: int) -> None:
+    hashes = 2**40 + np.random.default_rng(5).permutation(n)
+    found = best_of(np.zeros(n, np.int64), hashes, 2)
+    assert hashes[found].tolist() == [2**40 + n - 1, 2**40 + n - 2]
 
 
 @pytest.mark.parametrize("value", [0, 2**32 - 1])
 def test_the_ends_of_the_range_can_be_ranked(value: int) -> None:
-    order = np.arange(3)
     values = np.array([value, 2**31, value], np.int64)
-    wanted = sorted(range(3), key=lambda r: (-values[r], r))
-    assert best_rows(values, order, order, order, 3).tolist() == wanted
+    hashes = np.array([1, 2, 3]) << 40
+    wanted = sorted(range(3), key=lambda r: (values[r], r), reverse=True)
+    assert best_of(values, hashes, 3).tolist() == wanted

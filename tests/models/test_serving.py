@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from models.checkpoint import read_model, write_model
 from models.dataset import gap_buckets, time_bucket
@@ -67,7 +69,7 @@ def table(scorer: StudentScorer, texts: NDArray[np.float32]) -> NDArray[np.float
 
 
 def requests(n_users: int = N_USERS, seed: int = 0) -> dict[str, NDArray[Any]]:
-    """Return the arrays of `score`; user 0 has no history, user 1 a full one."""
+    """Return the arrays of `scores_of`; user 0 has no history, user 1 a full one."""
     rng = np.random.default_rng(seed)
     lengths = np.concatenate(([0, HISTORY], rng.integers(0, HISTORY + 1, n_users)))[:n_users]
     is_item = np.arange(HISTORY) >= HISTORY - lengths[:, None]
@@ -80,6 +82,16 @@ def requests(n_users: int = N_USERS, seed: int = 0) -> dict[str, NDArray[Any]]:
         "context": rng.exponential(5.0, (n_users, N_CONTEXT)).astype(np.float32),
         "candidate_rows": rng.integers(0, 31, (n_users, CANDIDATES)),
     }
+
+
+def scores_of(
+    scorer: StudentScorer,
+    table: NDArray[np.float32],
+    *,
+    candidate_rows: NDArray[np.int64],
+    **columns: NDArray[Any],
+) -> NDArray[np.float32]:
+    return scorer.score(table, scorer.user_vectors(table, **columns), candidate_rows)
 
 
 def rows_of(columns: dict[str, NDArray[Any]], rows: list[int]) -> dict[str, NDArray[Any]]:
@@ -117,7 +129,7 @@ def test_onnx_gives_the_scores_of_the_torch_module(
     columns = requests()
     expected = torch_scores(student, table, columns)
     is_real = columns["candidate_rows"] > 0
-    scores = scorer.score(table, **columns)
+    scores = scores_of(scorer, table, **columns)
     scale = expected.std()
     np.testing.assert_allclose(scores[is_real] / scale, expected[is_real] / scale, atol=1e-4)
     assert np.isneginf(scores[~is_real]).all()
@@ -140,8 +152,8 @@ def test_scores_are_the_same_bytes_in_any_batch(
     scorer: StudentScorer, table: NDArray[np.float32], users: list[int]
 ) -> None:
     columns = requests()
-    alone = [scorer.score(table, **rows_of(columns, [user])) for user in users]
-    together = scorer.score(table, **rows_of(columns, users))
+    alone = [scores_of(scorer, table, **rows_of(columns, [user])) for user in users]
+    together = scores_of(scorer, table, **rows_of(columns, users))
     assert together.tobytes() == np.concatenate(alone).tobytes()
 
 
@@ -151,7 +163,10 @@ def test_scores_are_the_same_bytes_one_user_a_call(
     careful = StudentScorer(path)
     careful.rows_per_call = 1  # as on a CPU whose kernels mix rows
     columns = requests()
-    assert careful.score(table, **columns).tobytes() == scorer.score(table, **columns).tobytes()
+    assert (
+        scores_of(careful, table, **columns).tobytes()
+        == scores_of(scorer, table, **columns).tobytes()
+    )
 
 
 @given(st.permutations(range(CANDIDATES)), st.integers(1, CANDIDATES))
@@ -160,9 +175,11 @@ def test_a_candidates_score_does_not_depend_on_its_place_or_the_others(
     scorer: StudentScorer, table: NDArray[np.float32], order: list[int], n_kept: int
 ) -> None:
     columns = requests(3)
-    whole = scorer.score(table, **columns)
+    whole = scores_of(scorer, table, **columns)
     kept = order[:n_kept]
-    some = scorer.score(table, **{**columns, "candidate_rows": columns["candidate_rows"][:, kept]})
+    some = scores_of(
+        scorer, table, **{**columns, "candidate_rows": columns["candidate_rows"][:, kept]}
+    )
     assert some.tobytes() == whole[:, kept].tobytes()
 
 
@@ -171,7 +188,10 @@ def test_a_longer_table_and_other_items_vectors_do_not_change_a_score(
 ) -> None:
     columns = requests(5)
     longer = np.vstack((table, np.full((500, scorer.dim), 9, np.float32)))
-    assert scorer.score(longer, **columns).tobytes() == scorer.score(table, **columns).tobytes()
+    assert (
+        scores_of(scorer, longer, **columns).tobytes()
+        == scores_of(scorer, table, **columns).tobytes()
+    )
 
 
 def test_what_lies_in_padding_does_not_change_a_score(
@@ -186,21 +206,59 @@ def test_what_lies_in_padding_does_not_change_a_score(
         "history_age_s": np.where(is_pad, np.float32(12_345), columns["history_age_s"]),
     }
     np.testing.assert_allclose(
-        scorer.score(table, **dirty), scorer.score(table, **columns), rtol=1e-5, atol=1e-4
+        scores_of(scorer, table, **dirty), scores_of(scorer, table, **columns), rtol=1e-5, atol=1e-4
     )
 
 
 def test_an_empty_batch_gives_an_empty_answer(
     scorer: StudentScorer, table: NDArray[np.float32]
 ) -> None:
-    assert scorer.score(table, **rows_of(requests(), [])).shape == (0, CANDIDATES)
+    assert scores_of(scorer, table, **rows_of(requests(), [])).shape == (0, CANDIDATES)
 
 
-def test_too_many_candidates_are_refused(scorer: StudentScorer, table: NDArray[np.float32]) -> None:
-    columns = requests(1)
-    columns["candidate_rows"] = np.ones((1, CANDIDATES + 1), np.int64)
-    with pytest.raises(ValueError, match="at most 100"):
-        scorer.score(table, **columns)
+def as_older(model: bytes) -> bytes:
+    """Return the network as releases before wrote it: with candidates in, and scores out."""
+    made = onnx.load_from_string(model)
+    nodes = made.graph.node
+    user = nodes.pop().input[0]  # (B, 1, W)
+    nodes.extend(
+        [
+            helper.make_node("Gather", ["table", "candidates"], ["chosen"]),
+            helper.make_node("Transpose", ["chosen"], ["turned"], perm=[0, 2, 1]),
+            helper.make_node("MatMul", [user, "turned"], ["products"]),
+            helper.make_node("Squeeze", ["products", "one"], ["scores"]),
+        ]
+    )
+    made.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one"))
+    value, ints, floats = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
+    made.graph.input.append(value("candidates", ints, ["B", CANDIDATES]))
+    del made.graph.output[:]
+    made.graph.output.append(value("scores", floats, ["B", CANDIDATES]))
+    onnx.checker.check_model(made)
+    return made.SerializeToString()
+
+
+def test_a_file_of_an_older_release_serves_as_it_did(
+    path: Path, tmp_path: Path, scorer: StudentScorer, table: NDArray[np.float32]
+) -> None:
+    _, model = read_model(path)
+    write_model(tmp_path / "older.pfm", model._replace(onnx=as_older(model.onnx)))
+    older, columns = StudentScorer(tmp_path / "older.pfm"), requests()
+    assert older.rows_per_call == MAX_ROWS
+    np.testing.assert_allclose(
+        scores_of(older, table, **columns), scores_of(scorer, table, **columns), rtol=1e-5
+    )
+    few = scores_of(older, table, **rows_of(columns, [0, 7]))
+    assert few.tobytes() == scores_of(older, table, **columns)[[0, 7]].tobytes()
+
+
+def test_a_network_that_tells_neither_is_refused(path: Path, tmp_path: Path) -> None:
+    _, model = read_model(path)
+    made = onnx.load_from_string(model.onnx)
+    made.graph.node[-1].output[0] = made.graph.output[0].name = "other"
+    write_model(tmp_path / "m.pfm", model._replace(onnx=made.SerializeToString()))
+    with pytest.raises(ModelFileError, match=r"other.*pushflow train"):
+        StudentScorer(tmp_path / "m.pfm")
 
 
 @given(st.permutations(range(len(IDS))), st.integers(1, len(IDS)))

@@ -79,7 +79,8 @@ def scores_of(scorer: StudentScorer, history: list[str], item_ids: list[str]) ->
     candidates[0, : len(item_ids)] = [row_of[item_id] for item_id in item_ids]
     types = np.where(rows > 0, EVENT_CODE["view"], 0)
     context = np.zeros((1, N_CONTEXT), np.float32)
-    found = scorer.score(table, rows, types, age_s * (rows > 0), context, candidates)
+    users = scorer.user_vectors(table, rows, types, age_s * (rows > 0), context)
+    found = scorer.score(table, users, candidates)
     return [float(score) for score in found[0, : len(item_ids)]]
 
 
@@ -147,7 +148,8 @@ def test_context_decides_where_it_alone_tells_the_taste(tmp_path: Path) -> None:
     context = np.zeros((6, N_CONTEXT), np.float32)
     context[np.arange(6), np.arange(6)] = 20.0
     candidates = np.tile(np.arange(1, 49), (6, 1))
-    scores = scorer.score(table, rows, rows, rows.astype(np.float32), context, candidates)
+    users = scorer.user_vectors(table, rows, rows, rows.astype(np.float32), context)
+    scores = scorer.score(table, users, candidates)
     assert (scores.argmax(axis=1) // PER_TASTE).tolist() == [0, 1, 2, 3, 4, 5]
     assert result.metrics["hr@10"] > 2 * result.metrics["popularity_hr@10"]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from models.arms import TRIGGERS
 from models.features import COLUMN, N_CONTEXT
 from operators.campaigns import CampaignError, CampaignTable, assign_arm, load_yaml, tightest
 from operators.content import validate_templates
@@ -13,6 +14,7 @@ from operators.messages import (
     Campaign,
     Caps,
     Experiment,
+    Picks,
     Template,
     UserProfile,
 )
@@ -61,6 +63,18 @@ def test_highest_rank_wins_then_the_first_id() -> None:
     assert matched(campaigns.match(trigger())) == "a"
     campaigns.apply("z", campaign("z", rank=1))
     assert matched(campaigns.match(trigger())) == "z"
+
+
+def test_picks_are_read_and_a_slip_in_them_is_named() -> None:
+    text = (
+        "campaigns: [{campaign_id: hi, trigger: idle, templates: {en: {title: Hi, body: There}},"
+        " picks: {item_ids: [sku-1], categories: [shoes]}}]"
+    )
+    [read] = load_yaml(text)
+    assert (read.picks.item_ids, read.picks.categories) == (["sku-1"], ["shoes"])
+    assert campaign().picks == Picks()
+    with pytest.raises(CampaignError, match=r"unknown field - at `\$.picks.items`"):
+        load_yaml(text.replace("item_ids", "items"))
 
 
 def test_match_does_not_depend_on_the_order_of_arrival() -> None:
@@ -227,11 +241,11 @@ def test_refused_campaign_leaves_the_table_as_it_was(bad: Campaign, message: str
 
 def test_example_campaigns_cover_every_trigger_in_two_languages() -> None:
     campaigns = load_yaml(EXAMPLES.read_text(encoding="utf-8"), validate_templates)
-    assert sorted(c.trigger for c in campaigns) == ["cart_left", "idle", "intent", "session_ended"]
+    assert sorted(c.trigger for c in campaigns) == sorted(TRIGGERS)
     assert all(set(c.templates) == {"en", "zh"} for c in campaigns)
     assert [c.experiment for c in campaigns] == [
         Experiment(holdout=0.05, arms={"random": 0.15})
-    ] * 4
+    ] * len(TRIGGERS)
 
 
 VALID = """

@@ -1,5 +1,6 @@
 """Candidates: who is proposed, in which order, and who never is."""
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -8,9 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.arms import N_ARM, SOURCES, arm_features
+from models.explore_source import ExploreSource
 from models.features import EVENT_CODE
+from models.item_counts import hour_block
+from models.neighbours import hash_of, to_grid
 from models.sources import ContentSource, NeighbourSource, TrendSource, UnfinishedSource
-from operators.candidates import CandidateGenerator, arm_inputs, make_query
+from models.taste import pack_vectors
+from models.text import encode_texts
+from operators.candidates import (
+    WEIGHTS,
+    CandidateGenerator,
+    arm_inputs,
+    candidates_of,
+    make_query,
+    weighed_sources,
+)
 from operators.catalogue import Catalogue
 from operators.hops import Candidate, Engagement, History, Trigger
 from operators.item_stats import (
@@ -21,7 +34,7 @@ from operators.item_stats import (
     fan_out,
     new_state,
 )
-from operators.messages import Item, ItemStats, UserProfile
+from operators.messages import Item, ItemStats, Picks, UserProfile
 from operators.shards import DictShard
 from tests.conftest import T0_MS, event
 
@@ -82,7 +95,7 @@ def ids(candidates: list[Candidate]) -> list[str]:
 
 
 def by(source: object, moment: Trigger, catalogue: Catalogue) -> list[str]:
-    rows = source.propose(make_query(moment, catalogue))
+    [rows] = source.propose([make_query(moment, catalogue)])
     return [catalogue.item_ids[row] for row in rows.tolist()]
 
 
@@ -140,7 +153,7 @@ def test_trend_is_fair_to_counts_of_different_times() -> None:
     catalogue = loaded(
         plain("long-ago", "yesterday", "now"),
         stats("long-ago", popularity_1d=1_000.0, views=1_000.0, as_of_ms=T0_MS - 90 * DAY_MS),
-        stats("yesterday", popularity_1d=3.0, views=3.0, as_of_ms=T0_MS - DAY_MS),
+        stats("yesterday", popularity_1d=3.0, views=2.0, as_of_ms=T0_MS - DAY_MS),
         stats("now", popularity_1d=2.0, views=2.0),
     )
     assert by(TrendSource(), trigger(), catalogue) == ["now", "yesterday", "long-ago"]
@@ -158,6 +171,21 @@ def test_trend_knows_the_country_and_the_category() -> None:
     assert by(TrendSource(), trigger(), catalogue)[0] == "a"
     assert by(TrendSource(), trigger(country="FR"), catalogue)[0] == "b"
     assert by(TrendSource(), trigger(category="shoes"), catalogue)[0] == "s"
+
+
+def test_trend_knows_the_hour_of_the_day() -> None:
+    now, later = hour_block(T0_MS), (hour_block(T0_MS) + 3) % 6
+    at_now = [9.0 if block == now else 0.0 for block in range(6)]
+    at_later = [9.0 if block == later else 0.0 for block in range(6)]
+    catalogue = loaded(
+        plain("coffee", "tea", "wine"),
+        stats("coffee", by_hour=at_now),
+        stats("tea"),
+        stats("wine", by_hour=at_later),
+    )
+    half_a_day = 12 * 3_600_000
+    assert by(TrendSource(), trigger(), catalogue)[0] == "coffee"
+    assert by(TrendSource(), trigger(time_ms=T0_MS + half_a_day), catalogue)[0] == "wine"
 
 
 def test_trend_follows_new_statistics_after_a_refresh() -> None:
@@ -225,7 +253,8 @@ def test_sources_that_find_too_little_are_filled_up_with_the_trend() -> None:
     catalogue = loaded(plain(*(f"i{n:03d}" for n in range(300))), stats("i007", popularity_1d=5.0))
     found = CandidateGenerator(catalogue, weights={"neighbour": 1.0}).generate(trigger())
     assert len(found) == 100
-    assert [c[:2] for c in found[:2]] == [("i007", "trend"), ("i000", "trend")]
+    assert found[0][:2] == ("i007", "trend")
+    assert {c.source for c in found} == {"trend"}
     assert all(one.score > other.score > 0 for one, other in pairwise(found))
 
 
@@ -233,11 +262,12 @@ def test_an_empty_catalogue_gives_no_candidates() -> None:
     assert CandidateGenerator(loaded({})).generate(trigger([("a", "view", 60)])) == []
 
 
-def test_equal_candidates_are_in_the_order_of_their_ids() -> None:
+def test_equal_candidates_are_in_the_order_of_their_ids_hashes() -> None:
     rows = [stats(x, neighbours=[("p", 1.0), ("n", 1.0), ("m", 1.0)]) for x in "a"]
     catalogue = loaded(plain("p", "a", "n", "m"), *rows)
     generator = CandidateGenerator(catalogue, weights={"neighbour": 1.0})
-    assert ids(generator.generate(trigger([("a", "view", 60)]))) == ["m", "n", "p"]
+    found = ids(generator.generate(trigger([("a", "view", 60)])))
+    assert found == sorted("mnp", key=hash_of, reverse=True)
 
 
 def test_a_candidate_names_the_source_that_contributes_most() -> None:
@@ -261,8 +291,125 @@ def test_the_limit_holds_and_keeps_the_best() -> None:
 
 
 def test_every_source_has_a_column_in_the_policy() -> None:
-    sources = (NeighbourSource, ContentSource, TrendSource, UnfinishedSource)
-    assert {source.name for source in sources} == set(SOURCES)
+    sources = [source.name for source in weighed_sources()]
+    assert (*sources, ExploreSource.name) == SOURCES
+    assert set(sources) == set(WEIGHTS)
+
+
+def test_a_changed_item_comes_first_where_that_is_why_we_ask() -> None:
+    rows = [stats(x, popularity_1d=90.0, neighbours=[("x", 9.0), ("y", 8.0)]) for x in "abz"]
+    catalogue = loaded(plain(*"abcxyz"), *rows)
+    seen = [("a", "view", 900), ("b", "cart", 60)]
+    for kind in ("price_dropped", "back_in_stock"):
+        told = trigger(seen, type=kind, about=["a"])
+        [first, *rest] = CandidateGenerator(catalogue).generate(told)
+        assert first[:2] == ("a", "changed")
+        assert "b" in ids(rest)
+
+
+def test_a_campaign_puts_its_items_and_categories_forward() -> None:
+    kinds = {"a": "hats", "b": "hats", "c": "tea", "d": "tea"}
+    catalogue = loaded({item_id: {"categories": [kind]} for item_id, kind in kinds.items()})
+    picks = Picks(item_ids=["d", "nowhere"], categories=["hats", "nothing"])
+    generator = CandidateGenerator(catalogue, weights={"campaign": 1.0})
+    [found] = generator.find([trigger()], [picks])
+    named = candidates_of(catalogue, found.rows, found.sources, found.scores)
+    assert {c.item_id: c.source for c in named} == {
+        "d": "campaign",
+        "a": "campaign",
+        "b": "campaign",
+        "c": "trend",
+    }
+    assert named[0].item_id == "d"
+
+
+def test_a_purchase_that_is_due_comes_back_and_no_other() -> None:
+    again = {"first_buys": 100.0, "repeat_buys": 50.0, "repeat_days": 20.0}
+    catalogue = loaded(plain("a", "b", "c", "d"), stats("a", **again), stats("b", **again))
+    days_ago = [T0_MS // 1_000 - days * 86_400 for days in (21, 3)]
+    moment = trigger(bought=["a", "b", "d"], bought_s=[*days_ago, 0])
+    found = CandidateGenerator(catalogue).generate(moment)
+    assert [c[:2] for c in found] == [("a", "repeat"), ("c", "trend")]
+
+
+def test_what_was_written_finds_items_and_names_the_source() -> None:
+    titles = {"a": "red garden lamp", "b": "chocolate cake", "c": "tent for four"}
+    catalogue = loaded({item_id: {"title": title} for item_id, title in titles.items()})
+    [searched] = pack_vectors(to_grid(encode_texts(["garden lamp"])))
+    [liked] = pack_vectors(to_grid(encode_texts(["chocolate"])))
+    found = CandidateGenerator(catalogue).generate(trigger(intent=searched, taste=liked))
+    assert [c[:2] for c in found] == [("a", "intent"), ("b", "intent"), ("c", "trend")]
+
+
+def test_what_a_user_has_blocked_is_proposed_by_no_source() -> None:
+    again = {"first_buys": 100.0, "repeat_buys": 50.0, "repeat_days": 20.0}
+    rows = [stats(x, neighbours=[("b", 1.0), ("d", 1.0)], popularity_1d=9.0) for x in "abcd"]
+    rows.append(stats("e", **again))
+    kinds = {"a": "x", "b": "x", "c": "hats", "d": "hats", "e": "x", "f": "x"}
+    catalogue = loaded({x: {"categories": [kind]} for x, kind in kinds.items()}, *rows)
+    profile = UserProfile(user_id="u1", blocked_items=["b", "e"], blocked_categories=["hats"])
+    moment = trigger(
+        [("a", "view", 60), ("b", "cart", 50), ("c", "view", 40)],
+        cart=["b"],
+        bought=["e"],
+        bought_s=[T0_MS // 1_000 - 20 * 86_400],
+        about=["c", "b"],
+        type="price_dropped",
+        profile=profile,
+    )
+    picks = Picks(item_ids=["b", "d"], categories=["hats"])
+    for share in (0.0, 0.5):
+        [found] = CandidateGenerator(catalogue, explore_share=share).find([moment], [picks])
+        assert sorted(catalogue.item_ids[row] for row in found.rows) == ["a", "f"]
+
+
+def test_new_items_get_their_share_of_the_places() -> None:
+    old = {"created_ms": T0_MS - 90 * DAY_MS}
+    new = {"created_ms": T0_MS - DAY_MS}
+    items = {f"i{n:03d}": new if n >= 250 else old for n in range(300)}
+    rows = [stats(f"i{n:03d}", popularity_1d=300.0 - n) for n in range(300)]
+    catalogue = loaded(items, *rows)
+    generator = CandidateGenerator(catalogue, explore_share=0.05)
+    explored = []
+    for n in range(20):
+        found = generator.generate(trigger(event_id=f"e{n}"))
+        drawn = [c.item_id for c in found if c.source == "explore"]
+        assert len(found) == 100
+        assert len(drawn) == 5
+        assert all(int(item_id[1:]) >= 250 for item_id in drawn)
+        assert [c.source for c in found[-5:]] == ["explore"] * 5
+        explored += drawn
+    assert len(set(explored)) > 20
+    again = generator.generate(trigger(event_id="e0"))
+    assert again == generator.generate(trigger(event_id="e0", type="idle"))
+
+
+def test_what_the_learner_found_moves_the_weights_within_bounds() -> None:
+    rows = [stats("a", neighbours=[("b", 1.0)], popularity_1d=0.5), stats("c", popularity_1d=9.0)]
+    catalogue = loaded(plain("a", "b", "c"), *rows)
+    saw_a = trigger([("a", "view", 60)])
+    generator = CandidateGenerator(catalogue, weights={"neighbour": 1.0, "trend": 1.5})
+    assert ids(generator.generate(saw_a))[0] == "b"  # both speak for it, the trend from behind
+    generator.weigh({"neighbour": 0.5, "trend": 2.0})
+    after = generator.generate(saw_a)
+    assert after[0].score == pytest.approx(0.5 / 61 + 3.0 / 62, abs=1e-6)
+    generator.weigh({})
+    assert generator.generate(saw_a) == CandidateGenerator(
+        catalogue, weights={"neighbour": 1.0, "trend": 1.5}
+    ).generate(saw_a)
+
+
+@pytest.mark.parametrize("name", SOURCES[:-1])
+def test_a_source_of_weight_zero_is_not_asked(name: str) -> None:
+    weights = {**WEIGHTS, name: 0.0}
+    catalogue = shop_of(1)
+    [liked] = pack_vectors(to_grid(encode_texts(["word1 word2"])))
+    moment = trigger(
+        [("i06", "view", 60), ("i15", "cart", 30)], about=["i06"], intent=liked, cart=["i15"]
+    )
+    found = CandidateGenerator(catalogue, weights=weights, limit=20).generate(moment)
+    assert name not in {c.source for c in found}
+    assert len(found) == 20
 
 
 # A shop in which all that may keep an item away happens.
@@ -301,6 +448,11 @@ def shop(seed: int, order: list[int], *, late: int = 0) -> Catalogue:
     return catalogue
 
 
+@cache
+def shop_of(seed: int) -> Catalogue:
+    return shop(seed, list(range(N_ITEMS)))
+
+
 def shop_item(n: int, words: list[int]) -> Item:
     return Item(
         item_id=ITEMS[n],
@@ -313,13 +465,16 @@ def shop_item(n: int, words: list[int]) -> Item:
 
 
 TRIGGERS = st.builds(
-    lambda seen, cart, bought, kind, category: trigger(
+    lambda seen, cart, bought, kind, category, about, wrote: trigger(
         sorted(seen, key=lambda s: -s[2]),
         cart=cart,
         bought=bought,
         type=kind,
         category=category,
         country="GB",
+        event_id=f"e{len(seen)}",
+        about=about,
+        intent=pack_vectors(to_grid(encode_texts([wrote])))[0] if wrote else b"",
     ),
     st.lists(
         st.tuples(
@@ -331,36 +486,54 @@ TRIGGERS = st.builds(
     ),
     st.lists(st.sampled_from(ITEMS), max_size=5, unique=True),
     st.lists(st.sampled_from(ITEMS), max_size=10, unique=True),
-    st.sampled_from(["intent", "cart_left", "session_ended", "idle"]),
+    st.sampled_from(["intent", "cart_left", "session_ended", "idle", "price_dropped"]),
     st.sampled_from(["", "c1", "nowhere"]),
+    st.lists(st.sampled_from([*ITEMS, "unknown"]), max_size=2),
+    st.sampled_from(["", "word1 word2 word3"]),
 )
+
+
+LIMITS = {"limit": 15, "max_per_category": 0.3, "copy_cosine": 0.7, "explore_share": 0.2}
 
 
 @given(TRIGGERS, st.integers(0, 3))
 def test_no_candidate_is_unavailable_bought_or_seen_without_being_unfinished(moment, seed) -> None:
-    found = CandidateGenerator(shop(seed, list(range(N_ITEMS))), limit=30).generate(moment)
+    catalogue = shop_of(seed)
+    found = CandidateGenerator(catalogue, limit=30).generate(moment)
     assert len(set(ids(found))) == len(found) <= 30
     assert all(int(c.item_id[1:]) % 10 >= 5 for c in found)
     assert not set(ids(found)) & set(moment.bought)
     seen = {*moment.history.item_ids, *moment.cart}
-    assert all(c.source == "unfinished" for c in found if c.item_id in seen)
-    assert found == sorted(found, key=lambda c: (-c.score, c.item_id))
-    n_open = sum(n % 10 >= 5 and ITEMS[n] not in {*seen, *moment.bought} for n in range(N_ITEMS))
-    assert len(found) >= min(n_open, 30)
+    told = {c.source for c in found if c.item_id in seen}
+    assert told <= {"unfinished", "changed"}
+    assert all(c.item_id in moment.about for c in found if c.source == "changed")
+    assert found == sorted(found, key=lambda c: (-c.score, -hash_of(c.item_id)))
+    is_new = [n for n in range(N_ITEMS) if ITEMS[n] not in {*seen, *moment.bought}]
+    texts = {int(catalogue.text_key[catalogue.row(ITEMS[n])]) for n in is_new if n % 10 >= 5}
+    assert len(found) >= min(len(texts), 30)
 
 
 @given(TRIGGERS, st.integers(0, 3), st.permutations(range(N_ITEMS)), st.integers(0, N_ITEMS - 1))
 def test_candidates_do_not_depend_on_the_order_of_messages(moment, seed, order, late) -> None:
-    one = CandidateGenerator(shop(seed, list(range(N_ITEMS)))).generate(moment)
-    other = CandidateGenerator(shop(seed, order, late=late)).generate(moment)
+    one = CandidateGenerator(shop_of(seed), **LIMITS).generate(moment)
+    other = CandidateGenerator(shop(seed, order, late=late), **LIMITS).generate(moment)
     assert one == other
 
 
 @given(st.lists(TRIGGERS, min_size=1, max_size=6))
+def test_candidates_do_not_depend_on_who_shares_the_batch(moments) -> None:
+    generator = CandidateGenerator(shop_of(1), **LIMITS)
+    together = generator.find(moments)
+    alone = [generator.find([moment])[0] for moment in moments]
+    for one, other in zip(together, alone, strict=True):
+        assert [column.tolist() for column in one[1:]] == [column.tolist() for column in other[1:]]
+
+
+@given(st.lists(TRIGGERS, min_size=1, max_size=6))
 def test_an_arms_features_do_not_depend_on_who_shares_the_batch(moments) -> None:
-    catalogue = shop(1, list(range(N_ITEMS)))
+    catalogue = shop_of(1)
     generator = CandidateGenerator(catalogue, limit=5)
-    found = [generator.find(moment) for moment in moments]
+    found = generator.find(moments)
     size = min(len(one.rows) for one in found)
     together = features([one._replace(rows=one.rows[:size]) for one in found], moments)
     alone = [
@@ -434,9 +607,9 @@ def test_category_affinity_is_the_share_of_the_history_in_the_items_category() -
 
 
 def test_arm_inputs_are_what_the_policy_takes() -> None:
-    catalogue = shop(0, list(range(N_ITEMS)))
+    catalogue = shop_of(0)
     moment = trigger([("i06", "view", 60)])
-    found = CandidateGenerator(catalogue).find(moment)
+    [found] = CandidateGenerator(catalogue).find([moment])
     rows = features([found], [moment])
     assert rows.shape == (1, len(found.rows), N_ARM)
     assert np.isfinite(rows).all()

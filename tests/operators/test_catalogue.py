@@ -1,16 +1,17 @@
 """The catalogue: rows, their order, what is encoded when, and what bounds it."""
 
+import msgspec
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.features import TEXT_DIM
-from models.item_rows import COLUMNS
+from models.neighbours import to_grid
 from models.text import encode_texts
+from models.vector_index import VectorIndex
 from operators.catalogue import Catalogue
-from operators.messages import Item, ItemStats
+from operators.messages import Item, ItemStats, LocalText
 from tests.conftest import T0_MS
 
 
@@ -36,8 +37,12 @@ def loaded(*items: Item, **options: object) -> Catalogue:
 
 
 def neighbours(catalogue: Catalogue, item_id: str) -> list[str]:
-    rows = catalogue.neighbour_rows[catalogue.row(item_id)]
+    rows = catalogue.neighbours.get(catalogue.row(item_id))["row"]
     return [catalogue.item_ids[row] for row in rows.tolist() if row]
+
+
+def words_of(catalogue: Catalogue, n_rows: int) -> NDArray[np.float32]:
+    return catalogue.text_vectors[:n_rows] / np.float32(2_048)
 
 
 def servable(catalogue: Catalogue) -> set[str]:
@@ -62,35 +67,13 @@ def embed(ids: list[str], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.hstack([vectors[:, :3], lengths]).astype(np.float32)
 
 
-def test_rows_are_in_the_order_of_ids_whatever_the_order_of_arrival() -> None:
-    one, other = Catalogue(), Catalogue()
-    one.apply("b", item("b"))
-    one.apply_stats(stats("c", neighbours=[("b", 2.0), ("a", 1.0)]))
-    one.apply("a", item("a"))
-    one.apply("c", item("c"))
-    other.apply("a", item("a"))
-    other.apply("c", item("c"))
-    other.apply("b", item("b"))
-    other.apply_stats(stats("c", neighbours=[("b", 2.0), ("a", 1.0)]))
-    one.refresh()
-    other.refresh()
-    assert one.item_ids == other.item_ids == ["", "a", "b", "c"]
-    for column in COLUMNS:
-        assert (getattr(one, column.name)[:4] == getattr(other, column.name)[:4]).all(), column.name
-
-
-@pytest.mark.parametrize("n_more", [3, 400])
-def test_later_items_are_appended_and_take_their_place_in_the_order_of_ids(n_more: int) -> None:
-    catalogue = loaded(*(item(f"k{n}") for n in range(5)))
-    more = [f"{'akz'[n % 3]}{n}x" for n in range(n_more)]
-    for item_id in more:
-        catalogue.apply(item_id, item(item_id))
+def test_later_items_are_appended_in_the_order_of_arrival() -> None:
+    catalogue = loaded(item("b"), item("a"))
+    catalogue.apply("d", item("d"))
+    catalogue.apply_stats(stats("c", neighbours=[("b", 2.0), ("e", 1.0)]))
     catalogue.refresh()
-    assert catalogue.item_ids[6:] == more
-    by_rank = [catalogue.item_ids[row] for row in catalogue.row_of_rank.tolist()]
-    assert by_rank == sorted(catalogue.item_ids)
-    ranks = catalogue.id_rank[catalogue.row_of_rank].tolist()
-    assert ranks == list(range(catalogue.n_rows))
+    assert catalogue.item_ids == ["", "b", "a", "d", "c", "e"]
+    assert len(set(catalogue.id_hash[1:6].tolist())) == 5
 
 
 def test_an_item_is_hidden_until_the_refresh_that_encodes_it() -> None:
@@ -117,7 +100,7 @@ def test_the_text_vector_is_that_of_title_categories_tags_and_description() -> N
         item("a", "lamp", description="for reading", categories=["home"], tags=["red"])
     )
     [wanted] = encode_texts(["lamp home red for reading"])
-    assert np.abs(catalogue.text_vectors[1] - wanted).max() <= 2**-12
+    assert np.abs(words_of(catalogue, 2)[1] - wanted).max() <= 2**-12
 
 
 def test_a_removed_item_is_not_servable_and_may_come_back_without_encoding() -> None:
@@ -129,16 +112,15 @@ def test_a_removed_item_is_not_servable_and_may_come_back_without_encoding() -> 
     assert (servable(catalogue), len(catalogue), len(encode.asked)) == ({"a"}, 1, 1)
 
 
-def test_an_item_removed_before_it_was_encoded_is_encoded_when_it_comes_back() -> None:
-    encode = Recorder()
-    catalogue = Catalogue(encode=encode)
+def test_an_item_removed_before_the_refresh_is_found_when_it_comes_back() -> None:
+    catalogue = Catalogue()
     catalogue.apply("a", item("a"))
     catalogue.apply("a", None)
     catalogue.refresh()
-    assert (servable(catalogue), encode.asked) == (set(), [])
+    assert (servable(catalogue), len(catalogue.content)) == (set(), 0)
     catalogue.apply("a", item("a"))
     catalogue.refresh()
-    assert (servable(catalogue), len(encode.asked)) == ({"a"}, 1)
+    assert (servable(catalogue), len(catalogue.content)) == ({"a"}, 1)
 
 
 def test_removing_an_unknown_item_does_nothing() -> None:
@@ -180,8 +162,9 @@ def test_newer_statistics_replace_the_older_ones_whole() -> None:
 def test_a_window_holds_from_its_start_until_before_its_end() -> None:
     window = {"available_from_ms": T0_MS, "available_until_ms": T0_MS + 10}
     catalogue = loaded(item("a", **window), item("b"))
-    closed = [catalogue.closed_rows(T0_MS + at).tolist() for at in (-1, 0, 9, 10)]
-    assert closed == [[1], [], [], [1]]
+    rows = np.arange(catalogue.n_rows)
+    is_open = [catalogue.is_open(rows, T0_MS + at).tolist() for at in (-1, 0, 9, 10)]
+    assert is_open == [[False, at, True] for at in (False, True, True, False)]
 
 
 def test_the_main_category_is_the_first() -> None:
@@ -195,7 +178,7 @@ def test_an_item_called_none_is_never_taken_for_an_item() -> None:
 
 
 def test_the_item_table_follows_the_rows() -> None:
-    catalogue = loaded(item("bb"), item("a"))
+    catalogue = loaded(item("a"), item("bb"))
     assert catalogue.item_table.shape == (1, 0)
     catalogue.set_embedder(embed)
     catalogue.apply("ccc", item("ccc"))
@@ -206,7 +189,7 @@ def test_the_item_table_follows_the_rows() -> None:
     assert table.dtype == np.float32
     assert table.flags.c_contiguous
     assert table[:, 3].tolist() == [0, 1, 2, 3]
-    assert (table[:, :3] == catalogue.text_vectors[:4, :3]).all()
+    assert (table[:, :3] == words_of(catalogue, 4)[:, :3]).all()
 
 
 def test_another_model_embeds_everything_anew() -> None:
@@ -216,14 +199,14 @@ def test_another_model_embeds_everything_anew() -> None:
     assert catalogue.item_table.tolist() == [[0, 0], [1, 1], [1, 1]]
 
 
-def test_a_model_set_before_the_items_come_sees_them_sorted() -> None:
+def test_a_model_set_before_the_items_come_sees_them() -> None:
     catalogue = Catalogue()
     catalogue.set_embedder(embed)
     for item_id in ("ccc", "a", "bb"):
         catalogue.apply(item_id, item(item_id))
     catalogue.refresh()
-    assert catalogue.item_ids == ["", "a", "bb", "ccc"]
-    assert catalogue.item_table[:, 3].tolist() == [0, 1, 2, 3]
+    assert catalogue.item_ids == ["", "ccc", "a", "bb"]
+    assert catalogue.item_table[:, 3].tolist() == [0, 3, 1, 2]
 
 
 def test_a_refresh_without_changes_is_told_and_keeps_the_version() -> None:
@@ -270,8 +253,126 @@ def test_rows_without_an_item_are_bounded_and_the_others_keep_all_they_have() ->
     assert catalogue.price[row] == 5_950.0
     assert neighbours(catalogue, "i5950") == ["i5950", "i5951"]
     assert catalogue.item_table.shape == (catalogue.n_rows, 4)
-    assert (catalogue.item_table[:, :3] == catalogue.text_vectors[: catalogue.n_rows, :3]).all()
+    assert (catalogue.item_table[:, :3] == words_of(catalogue, catalogue.n_rows)[:, :3]).all()
     assert catalogue.row("i0001") == 0
+    assert catalogue.item("i5950") == item("i5950", price=5_950.0)
+    assert held(catalogue, catalogue.content) == servable(catalogue)
+    assert held(catalogue, catalogue.tower) == servable(catalogue)
+    assert nearest(catalogue, "title of i5950", 1) == ["i5950"]
+
+
+def nearest(catalogue: Catalogue, words: str, limit: int = 3) -> list[str]:
+    [hits] = catalogue.content.search(to_grid(encode_texts([words])), limit)
+    return [catalogue.item_ids[row] for row in hits.rows.tolist()]
+
+
+def held(catalogue: Catalogue, index: VectorIndex) -> set[str]:
+    rows = np.arange(catalogue.n_rows)
+    return {catalogue.item_ids[row] for row in rows[index.holds(rows)].tolist()}
+
+
+def test_the_content_of_an_item_is_found_from_the_refresh_on_until_it_is_gone() -> None:
+    catalogue = loaded(item("a", "red lamp"), item("b", "green tea"))
+    catalogue.apply("c", item("c", "red lamps"))
+    assert nearest(catalogue, "red lamp", 1) == ["a"]
+    catalogue.refresh()
+    assert nearest(catalogue, "red lamp", 2) == ["a", "c"]
+    catalogue.apply("a", None)
+    catalogue.apply("c", item("c", "red lamps", is_available=False))
+    assert not catalogue.is_open(np.array(catalogue.rows_of("ac")), T0_MS).any()
+    catalogue.refresh()
+    assert nearest(catalogue, "red lamp") == ["b"]
+    catalogue.apply("b", item("b", "blue lamp"))
+    catalogue.apply("c", item("c", "red lamps"))
+    catalogue.refresh()
+    assert nearest(catalogue, "red lamps") == ["c", "b"]
+
+
+def test_an_item_without_words_can_be_had_but_has_no_content() -> None:
+    catalogue = loaded(item("a", "..."), item("b"))
+    assert (servable(catalogue), held(catalogue, catalogue.content)) == ({"a", "b"}, {"b"})
+
+
+def packed(words: str) -> bytes:
+    [steps] = np.rint(to_grid(encode_texts([words])) * 2_048)
+    return steps.astype("<i2").tobytes()
+
+
+def test_another_encoder_serves_all_at_once_and_follows_from_then_on() -> None:
+    catalogue = loaded(item("a", "lampe"), item("b", "tee"))
+    assert catalogue.encoder == "hash-1"
+    version = catalogue.version
+    catalogue.serve_encoder("e2", {"a": packed("lamp"), "c": packed("lamps")})
+    assert (catalogue.encoder, catalogue.version > version) == ("e2", True)
+    assert held(catalogue, catalogue.content) == {"a"}
+    catalogue.apply("c", item("c", "lampen"))
+    catalogue.apply_vector("b", packed("tea"))
+    catalogue.refresh()
+    assert nearest(catalogue, "lamp", 2) == ["a", "c"]
+    assert nearest(catalogue, "tea", 1) == ["b"]
+    catalogue.apply("a", item("a", "tee"))  # its new vector comes later
+    catalogue.refresh()
+    assert nearest(catalogue, "lamp", 1) == ["a"]
+    catalogue.apply_vector("a", None)
+    catalogue.refresh()
+    assert (nearest(catalogue, "lamp", 1), "a" in servable(catalogue)) == (["c"], True)
+    catalogue.serve_encoder("e3", {"a": packed("tea")})
+    assert held(catalogue, catalogue.content) == {"a"}
+
+
+def test_the_students_own_text_vectors_stay_with_another_encoder() -> None:
+    catalogue = loaded(item("a", "lampe"))
+    catalogue.set_embedder(embed)
+    before = catalogue.item_table.copy()
+    catalogue.serve_encoder("e2", {"a": packed("lamp")})
+    assert (catalogue.item_table == before).all()
+
+
+def test_the_tower_holds_what_can_be_had_by_the_students_vectors() -> None:
+    catalogue = loaded(item("a"), item("b", is_available=False))
+    assert catalogue.tower.search(np.ones((1, 4), np.float32), 3)[0].rows.tolist() == []
+    catalogue.set_embedder(
+        lambda ids, vectors: np.float32([[ord(i[0]) == ord(c) for c in "abcd"] for i in ids])
+    )
+    catalogue.apply("c", item("c"))
+    catalogue.apply("b", item("b"))
+    catalogue.refresh()
+    users = to_grid(np.eye(4))
+    best = [hits.rows[0] for hits in catalogue.tower.search(users[:3], 2)]
+    assert best == catalogue.rows_of("abc")
+    catalogue.apply("c", None)
+    catalogue.refresh()
+    assert held(catalogue, catalogue.tower) == {"a", "b"}
+
+
+def test_what_is_shown_of_an_item_is_there_at_once() -> None:
+    catalogue = Catalogue()
+    shown = item(
+        "a",
+        "lamp",
+        description="not shown",
+        categories=["home", "light"],
+        price=9.99,
+        available_from_ms=1,
+        available_until_ms=2,
+        is_available=False,
+        image_url="https://i/a.jpg",
+        deep_link="shop://a",
+        image_vector=[0.5],
+        locales={"de": LocalText(title="Lampe", description="nicht gezeigt")},
+    )
+    catalogue.apply("a", shown)
+    assert catalogue.item("a") == msgspec.structs.replace(
+        shown,
+        description="",
+        categories=["home"],
+        image_vector=[],
+        locales={"de": LocalText(title="Lampe")},
+    )
+    catalogue.apply("a", item("a", "tea"))
+    assert catalogue.item("a") == item("a", "tea")
+    catalogue.apply("a", None)
+    assert (catalogue.item("a"), catalogue.item("unknown")) == (None, None)
 
 
 IDS = st.sampled_from([f"i{n}" for n in range(8)])
@@ -308,3 +409,10 @@ def test_after_a_refresh_the_servable_items_are_those_that_were_last_said_to_be(
     vectors = catalogue.text_vectors[: catalogue.n_rows]
     assert vectors.shape[1] == TEXT_DIM
     assert all(vectors[catalogue.row(item_id)].any() for item_id in wanted)
+    assert held(catalogue, catalogue.content) == servable(catalogue)
+    shown = {
+        item_id
+        for item_id in wanted
+        if catalogue.item(item_id) == item(item_id, is_available=wanted[item_id])
+    }
+    assert shown == set(wanted)

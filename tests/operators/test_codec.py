@@ -17,11 +17,17 @@ from operators.codec import (
     table_handler,
 )
 from operators.hops import Forget, RawMessage
-from operators.messages import Erasure, Event, Feedback, Item, UserProfile
+from operators.messages import Erasure, Event, Feedback, Item, UserProfile, UserSignal
 from tests.conftest import T0_MS, decision, event
 
 HOUR_MS = 3_600_000
-KINDS = {"events": Event, "users": UserProfile, "feedback": Feedback, "erasures": Erasure}
+KINDS = {
+    "events": Event,
+    "users": UserProfile,
+    "feedback": Feedback,
+    "erasures": Erasure,
+    "signals": UserSignal,
+}
 
 
 def decoder(**options: object) -> PartitionDecoder:
@@ -151,6 +157,19 @@ def test_a_quiet_partition_may_jump_as_far_as_the_brokers_time_did() -> None:
 
 def test_the_first_event_of_a_partition_is_held_against_the_brokers_time() -> None:
     assert reasons(raw(good(), timestamp_ms=T0_MS - 2 * HOUR_MS)) == ["ahead_of_time"]
+
+
+def test_a_signal_moves_no_clock_and_may_not_be_far_ahead_of_it() -> None:
+    subject = decoder(max_ahead_ms=HOUR_MS)
+    subject.decode([raw(good())])
+    signals = [
+        UserSignal(signal_id=f"s{n}", user_id="u1", type="searched", time_ms=T0_MS + HOUR_MS + n)
+        for n in (0, 1)
+    ]
+    batch = subject.decode([raw(encode(signal), "signals") for signal in signals])
+
+    assert (batch.n_entries, [letter.reason for letter in batch.dead]) == (1, ["ahead_of_time"])
+    assert subject.snapshot() == (T0_MS, -1)
 
 
 def test_feedback_does_not_move_the_clock_of_decide() -> None:

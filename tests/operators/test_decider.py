@@ -72,7 +72,7 @@ def trigger(event_id: str = "e1", at_ms: int = 0, **fields: Any) -> Trigger:
 def ranked(of: Trigger, campaign_id: str = "c1", n: int = 3) -> Ranked:
     candidates = [Candidate(f"i{k}", "trend", 0.01) for k in range(n)]
     arms = np.round(np.random.default_rng(1).random((n, len(ARM)), np.float32), 4)
-    arms[:, -2:] = 0
+    arms[:, [ARM.index("times_pushed"), ARM.index("push_recency")]] = 0
     return Ranked(of, campaign_id, candidates, np.arange(n, 0, -1, dtype=np.float32), arms, "m1")
 
 

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from models.item_counts import INTEREST, ItemCounts
 from operators.hops import ItemSignal
 from operators.item_stats import (
+    MAX_BOUGHT,
     InteractionTracker,
     ItemStatsShard,
     decode_state,
     encode_state,
     fan_out,
     new_state,
+    since_bought,
 )
 from operators.messages import EventContext, ItemStats
 from operators.shards import DictShard
@@ -90,12 +92,12 @@ def test_looking_again_counts_beside_what_came_since_but_buying_beside_all() -> 
     assert see(recent, "b", T0_MS + 12, "purchase") == ("c", "a")
 
 
-def test_the_recent_items_are_distinct_and_at_most_ten() -> None:
+def test_the_recent_items_are_distinct_and_at_most_twenty() -> None:
     recent: list[tuple[str, int]] = []
     for n in range(100):
-        together = see(recent, f"i{n % 15}", T0_MS + n)
-    assert len(recent) == 10 == len({item_id for item_id, _ in recent})
-    assert len(together) <= 10
+        together = see(recent, f"i{n % 25}", T0_MS + n)
+    assert len(recent) == 20 == len({item_id for item_id, _ in recent})
+    assert len(together) <= 20
 
 
 @pytest.mark.parametrize("kind", ["search", "app_open", "cart_remove"])
@@ -230,17 +232,37 @@ def test_pairs_are_bounded_and_the_strong_survive_a_flood_of_others() -> None:
         shard.on_signal(signal(time_ms=T0_MS + n, together=(f"b{n % 3}", f"x{n:04d}")))
     [row] = shard.dirty()
     assert {other for other, _ in row.neighbours[:3]} == {"b0", "b1", "b2"}
-    assert len(row.neighbours) == 50
+    assert len(row.neighbours) == 100
     assert all(one >= other for (_, one), (_, other) in pairwise(row.neighbours))
     state = items.peek("a")
     assert state is not None
-    assert len(state._pairs) <= 128
+    assert len(state._pairs) <= 256
     assert len(encode_state(state)) < 4_096
 
 
 def test_equal_neighbours_are_in_the_order_of_their_ids() -> None:
-    row = stats_of(signal(together=("c", "a1", "b")))
+    row = stats_of(*(signal(together=(other,)) for other in ("c", "a1", "b")))
     assert [other for other, _ in row.neighbours] == ["a1", "b", "c"]
+
+
+def test_what_came_longer_before_goes_less_with_an_item_on_both_sides() -> None:
+    shard = ItemStatsShard(states())
+    for each in fan_out(signal("a", "view", together=("b", "c"))):
+        shard.on_signal(each)
+    a, b, c = shard.dirty()
+    assert a.neighbours == [("b", pytest.approx(1 / 6**0.5, abs=1e-4)), ("c", 0.36742)]
+    assert b.neighbours[0][1] * 0.9 == pytest.approx(c.neighbours[0][1], abs=1e-4)
+
+
+def test_pairs_of_version_1_are_worth_what_they_were() -> None:
+    old, now = ItemCounts(), ItemCounts()
+    old.add("view", T0_MS, beside=("b",))
+    old.add("view", T0_MS + 28 * DAY_MS)
+    now.add("view", T0_MS, beside=("b",))
+    now.add("view", T0_MS + 28 * DAY_MS)
+    read = ItemCounts.unpack(b"\x01" + old.pack()[1:])
+    faded = 2.0 ** (-28 / 14 + 28 / 730)
+    assert read.interest() == pytest.approx(now.interest() * faded)
 
 
 def test_countries_are_bounded_and_the_largest_are_told() -> None:
@@ -298,3 +320,47 @@ def test_a_sweep_drops_idle_items_and_names_them() -> None:
 def test_statistics_keep_the_contract_of_their_topic() -> None:
     row = stats_of(*fan_out(signal("a", "purchase", country="GB", together=("b", "c"))))
     assert msgspec.json.decode(msgspec.json.encode(row), type=ItemStats) == row
+
+
+def test_an_item_bought_again_tells_how_often_and_after_how_long() -> None:
+    bought = [0, 0, 0, 10 * DAY_MS, 40 * DAY_MS, DAY_MS - 1]  # the last: of one order
+    row = stats_of(*(signal("a", "purchase", since_ms=since_ms) for since_ms in bought))
+
+    assert (row.first_buys, row.repeat_buys, row.repeat_days) == (3.0, 2.0, 20.0)
+
+
+def test_repeats_fade_by_half_in_half_a_year_and_their_pause_does_not() -> None:
+    row = stats_of(
+        signal("a", "purchase"),
+        signal("a", "purchase", since_ms=30 * DAY_MS),
+        signal("a", "view", T0_MS + 180 * DAY_MS),
+    )
+
+    assert (row.first_buys, row.repeat_buys, row.repeat_days) == (0.5, 0.5, 30.0)
+
+
+def test_an_item_never_bought_again_has_no_pause() -> None:
+    row = stats_of(signal("a", "purchase"))
+
+    assert (row.first_buys, row.repeat_buys, row.repeat_days) == (1.0, 0.0, 0.0)
+
+
+def test_counts_of_version_1_go_on() -> None:
+    old = ItemCounts()
+    old.add("view", T0_MS)
+    fields = msgspec.msgpack.decode(old.pack()[1:])[:10]  # without what version 2 added
+    state = decode_state(b"\x01" + msgspec.msgpack.encode(fields))
+    state.add("purchase", T0_MS)
+
+    assert (state.counted()[0], state.repeats()) == (1.0, (1.0, 0.0, 0.0))
+    assert encode_state(state)[0] == 2
+
+
+def test_the_last_purchases_are_remembered_and_no_more() -> None:
+    bought: dict[str, int] = {}
+    for n in range(MAX_BOUGHT + 1):
+        since_bought(bought, event(type="purchase", item_id=f"i{n}", time_ms=T0_MS))
+
+    assert len(bought) == MAX_BOUGHT
+    assert since_bought(bought, event(type="purchase", item_id="i0", time_ms=T0_MS + 5)) == 0
+    assert since_bought(bought, event(type="purchase", item_id="i9", time_ms=T0_MS + 5)) == 5

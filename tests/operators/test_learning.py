@@ -73,3 +73,41 @@ def test_the_ids_of_an_idle_user_are_dropped_with_the_rest() -> None:
 
     signals(subject, until_ms=T0_MS + 30 * DAY_MS)
     assert list(kept.scan()) == []
+
+
+def buy(number: int, time_ms: int) -> Event:
+    return event(f"p{number}", type="purchase", time_ms=time_ms)
+
+
+def pauses(subject: LearningUsers, *events: Event, until_ms: int = 0) -> list[int]:
+    batch = ShardBatch("00", 0, until_ms, [(0, one) for one in events])
+    return [o.since_ms for o in subject.on_batch([batch]) if isinstance(o, ItemSignal)]
+
+
+def test_a_purchase_says_how_long_after_the_last_one_it_came() -> None:
+    kept = states()
+    first = pauses(users(kept), buy(1, T0_MS), seen(1, T0_MS), buy(1, T0_MS))
+    resumed = DictShard(
+        "00", encode=encode_state, decode=decode_state, new=new_state, state=kept.snapshot()
+    )
+
+    assert first == [0, 0]
+    assert pauses(users(resumed), buy(2, T0_MS + 9 * DAY_MS)) == [9 * DAY_MS]
+
+
+def test_a_buyer_is_remembered_for_half_a_year() -> None:
+    kept = states()
+    subject = users(kept)
+    signals(subject, buy(1, T0_MS), until_ms=T0_MS + 180 * DAY_MS - 1)
+    assert kept.get("u1").bought == {"i1": T0_MS}
+
+    signals(subject, until_ms=T0_MS + 180 * DAY_MS)
+    assert list(kept.scan()) == []
+
+
+def test_who_buys_at_last_is_kept_for_longer_than_the_timer_that_was_armed_before() -> None:
+    kept = states()
+    subject = users(kept)
+    signals(subject, seen(1), buy(2, T0_MS + 1), until_ms=T0_MS + 31 * DAY_MS)
+
+    assert kept.get("u1").bought == {"i1": T0_MS + 1}

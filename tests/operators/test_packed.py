@@ -3,20 +3,24 @@
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
 import numpy as np
 import pytest
 
 from models.arms import D
-from operators import attribution_state, fatigue, item_stats, user_state
+from operators import attribution_state, fatigue, interest, item_stats, user_state
 from operators.attribution import Attribution
+from operators.attribution_state import AttributionState
 from operators.hops import Reward
 from operators.learning import LearnerShard
-from operators.packed import NewerStateError
+from operators.packed import HEAD_BYTES, NewerStateError
+from operators.shards import DictShard
 from operators.state import StateStore
 from operators.triggers import TriggerRules
 from operators.users import UserShard
 
-CODECS = [attribution_state, fatigue, item_stats, user_state]
+CODECS = [attribution_state, fatigue, interest, item_stats, user_state]
+WORTH = dict.fromkeys(("opened", "converted", "dismissed", "opted_out", "no_response"), 0.0)
 MEND = (
     r"version \d+: a newer pushflow wrote it.* Run the newer one, or go back .* before the upgrade"
 )
@@ -84,12 +88,22 @@ def test_a_flow_does_not_start_on_the_state_of_a_newer_release(
         if codec is user_state:
             UserShard("00", older, TriggerRules(), lambda _: "")
         else:
-            Attribution(
-                older,
-                opened=1.0,
-                converted=1.0,
-                dismissed=0.0,
-                opted_out=0.0,
-                no_response=0.0,
-                window_ms=1,
-            )
+            Attribution(older, window_ms=1, **WORTH)
+
+
+def test_attribution_of_version_2_goes_on_with_its_timers() -> None:
+    state = AttributionState(partition=3, recent=[("i1", 5)], last_ms=5, later_ms=7_000)
+    packed = attribution_state.encode_state(state)
+    fields = msgspec.msgpack.decode(packed[HEAD_BYTES:])[:-1]  # without what was bought
+    old = b"\x02" + packed[1:HEAD_BYTES] + msgspec.msgpack.encode(fields)
+
+    assert attribution_state.decode_state(old) == state
+    shard = DictShard(
+        "00",
+        encode=lambda _: old,
+        decode=attribution_state.decode_state,
+        new=attribution_state.new_state,
+        state=(("u1", old),),
+    )
+    attribution = Attribution(shard, window_ms=1, **WORTH)
+    assert attribution._timers[3].first_ms == 7_000

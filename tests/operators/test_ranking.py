@@ -1,23 +1,38 @@
 """Triggers become action sets, a batch at a time, and no trigger feels the others beside it."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from prometheus_client import Counter
 
-from models.arms import N_ARM
+from models.arms import ARM, N_ARM
+from models.checkpoint import write_model
+from models.export import export_student
 from models.features import EVENT_CODE
+from models.neighbours import to_grid
+from models.serving import StudentScorer
+from models.student import Student, StudentConfig
+from models.taste import pack_vectors
+from models.text import encode_texts
+from operators import metrics
 from operators.campaigns import CampaignTable
 from operators.candidates import CandidateGenerator
 from operators.catalogue import Catalogue
 from operators.hops import Engagement, Forget, History, Ranked, Trigger
-from operators.messages import Consent, Experiment, Item, ItemStats, UserProfile
+from operators.messages import Consent, Experiment, Item, ItemStats, Picks, UserProfile
 from operators.model_table import ModelTable
 from operators.ranking import Ranker
 from tests.conftest import T0_MS
 from tests.operators.test_decider import campaign, trigger
 
+torch.set_num_threads(1)  # shared cores
 N_ITEMS = 40
+RARE = [f"x{n:03d}" for n in range(200)]
+COUNTERS = {"candidates": metrics.CANDIDATES, "arms": metrics.ARMS}
 
 
 def catalogue() -> Catalogue:
@@ -25,38 +40,46 @@ def catalogue() -> Catalogue:
     for n in range(N_ITEMS):
         item = Item(item_id=f"i{n:02d}", title=f"thing {n} of kind {n % 5}", price=float(n))
         table.apply(item.item_id, item)
-        table.apply_stats(
-            ItemStats(
-                item_id=item.item_id,
-                as_of_ms=T0_MS,
-                views=float(n),
-                clicks=0.0,
-                carts=0.0,
-                purchases=0.0,
-                favorites=0.0,
-                pushes=0.0,
-                opens=0.0,
-                rating_sum=0.0,
-                rating_count=0.0,
-                popularity_1d=float(n),
-                first_seen_ms=T0_MS - 1_000,
-                by_country={},
-                neighbours=[(f"i{(n + k) % N_ITEMS:02d}", 1 / k) for k in range(1, 9)],
-            )
-        )
+        neighbours = [(f"i{(n + k) % N_ITEMS:02d}", 1 / k) for k in range(1, 9)]
+        table.apply_stats(popular(item.item_id, float(n), neighbours=neighbours))
     table.refresh()
     return table
 
 
-def ranker(table: Catalogue, **fields: Any) -> Ranker:
+def popular(item_id: str, views: float, **fields: Any) -> ItemStats:
+    """Return the statistics of an old item that many were told of."""
+    nothing = ("clicks", "carts", "purchases", "favorites", "opens", "rating_sum", "rating_count")
+    values: dict[str, Any] = {
+        "as_of_ms": T0_MS,
+        "views": views,
+        "popularity_1d": views,
+        "pushes": 100.0,
+        "first_seen_ms": T0_MS - 1_000,
+        "by_country": {},
+        "neighbours": [],
+    }
+    return ItemStats(item_id=item_id, **{**dict.fromkeys(nothing, 0.0), **values, **fields})
+
+
+def counted(metric: Counter, source: str) -> float:
+    return metric.labels(source)._value.get()
+
+
+def ranker(
+    table: Catalogue,
+    explore_share: float = 0.0,
+    models: ModelTable | None = None,
+    **fields: Any,
+) -> Ranker:
     campaigns = CampaignTable()
     campaigns.apply("c1", campaign(**fields))
     return Ranker(
         campaigns=campaigns,
         catalogue=table,
-        models=ModelTable(on_change=lambda scorer: None),
-        generator=CandidateGenerator(table),
+        models=models or ModelTable(on_change=lambda scorer: None),
+        generator=CandidateGenerator(table, explore_share=explore_share),
         action_set=20,
+        explore_share=explore_share,
         refresh=lambda: None,
         clock=lambda: 0.0,
     )
@@ -113,6 +136,105 @@ def test_without_a_model_the_candidates_order_stands() -> None:
     assert isinstance(ranked, Ranked)
     assert ranked.candidates == CandidateGenerator(table).generate(moment)[:20]
     assert ranked.model_version == "none"
+
+
+def test_explored_items_get_their_share_of_the_arms_and_no_more() -> None:
+    table = catalogue()
+    for n in range(300):
+        item = Item(item_id=f"n{n:03d}", title=f"novelty {n}", created_ms=T0_MS - 1_000)
+        table.apply(item.item_id, item)
+    for n in range(N_ITEMS, 150):  # enough that is popular to leave no room by itself
+        table.apply(f"i{n:02d}", Item(item_id=f"i{n:02d}", title=f"sort {n}", created_ms=1))
+        table.apply_stats(popular(f"i{n:02d}", 500.0 + n))
+    table.refresh()
+    subject = ranker(table, explore_share=0.15)
+
+    found = subject.on_batch([saw(f"u{n}", "i01") for n in range(30)])
+    arms = [r.candidates for r in found if isinstance(r, Ranked)]
+    assert [len(own) for own in arms] == [20] * 30
+    assert [sum(c.source == "explore" for c in own) for own in arms] == [3] * 30
+    assert len({c.item_id for own in arms for c in own if c.source == "explore"}) > 20
+    assert sets(found) == [s for r in found for s in sets(subject.on_batch([r.trigger]))]
+
+
+def test_candidates_and_arms_are_counted_by_source() -> None:
+    before = {name: counted(metric, "unfinished") for name, metric in COUNTERS.items()}
+    ranker(catalogue()).on_batch([saw("u1", "i01"), saw("u2", "i07", "i03")])
+    after = {name: counted(metric, "unfinished") for name, metric in COUNTERS.items()}
+    assert {name: after[name] - before[name] for name in before} == {"candidates": 3, "arms": 3}
+
+
+def told(entry: Ranked | Forget, name: str) -> np.ndarray:
+    """Return a column of a trigger's arms."""
+    assert isinstance(entry, Ranked)
+    return entry.arm_features[:, ARM.index(name)]
+
+
+def test_what_a_user_wrote_is_told_of_each_arm_by_cosine() -> None:
+    table = catalogue()
+    wrote = to_grid(encode_texts(["thing 7 of kind 2", "kind 3"]))
+    intent, taste = pack_vectors(wrote)
+    subject = ranker(table)
+    searched, liked, silent = subject.on_batch(
+        [saw("u1", "i01", intent=intent), saw("u2", taste=taste), saw("u3", "i02")]
+    )
+
+    of_first = np.array(table.rows_of(c.item_id for c in searched.candidates))
+    of_second = np.array(table.rows_of(c.item_id for c in liked.candidates))
+    near = table.content.vectors(of_first) @ wrote[0]
+    np.testing.assert_allclose(told(searched, "intent_cosine"), near, atol=1e-4)
+    near = table.content.vectors(of_second) @ wrote[1]
+    np.testing.assert_allclose(told(liked, "taste_cosine"), near, atol=1e-4)
+    assert told(searched, "intent_cosine")[of_first == table.row("i07")] > 0.99
+    assert not told(searched, "taste_cosine").any()
+    assert not told(liked, "intent_cosine").any()
+    assert not told(silent, "intent_cosine").any()
+    assert not told(silent, "taste_cosine").any()
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a student that has learned nothing, but has strong views on items of its own."""
+    path = tmp_path_factory.mktemp("student") / "s.pfm"
+    torch.manual_seed(3)
+    made = Student(StudentConfig(), len(RARE)).eval()
+    torch.nn.init.normal_(made.ids.weight, std=2.0)
+    write_model(path, export_student(made, RARE, {}))
+    return path
+
+
+def studious(path: Path) -> Ranker:
+    """Return a ranker with a student, and items behind the popular ones and like no other."""
+    table = catalogue()
+    for n, name in enumerate(RARE):
+        table.apply(name, Item(item_id=name, title=f"{n * n} {n**3 % 101}", created_ms=n))
+    models = ModelTable(on_change=lambda s: table.set_embedder(s.embed_items, s.item_length))
+    models.load(path)
+    return ranker(table, models=models)
+
+
+def test_the_student_finds_items_that_nothing_else_would(student: Path) -> None:
+    [entry] = studious(student).on_batch([saw("u1", "i01", "i02")])
+    assert isinstance(entry, Ranked)
+    first = entry.candidates[int(np.argmax(entry.scores))]
+    assert entry.model_version == StudentScorer(student).version
+    assert (first.item_id[0], first.source) == ("x", "tower")
+
+
+def test_with_a_student_too_no_set_depends_on_who_shares_the_batch(student: Path) -> None:
+    subject = studious(student)
+    seen = [[f"i{(n * k) % N_ITEMS:02d}" for k in range(n)] for n in range(9)]
+    triggers = [saw(f"u{n}", *items, RARE[n]) for n, items in enumerate(seen)]
+
+    together = sets(subject.on_batch(list(triggers)))
+    alone = [one for trigger in triggers for one in sets(subject.on_batch([trigger]))]
+    assert together == alone
+
+
+def test_a_campaigns_picks_are_among_the_arms() -> None:
+    [entry] = ranker(catalogue(), picks=Picks(item_ids=["i05"])).on_batch([saw("u1")])
+    assert isinstance(entry, Ranked)
+    assert "campaign" in {c.source for c in entry.candidates}
 
 
 @pytest.mark.parametrize(

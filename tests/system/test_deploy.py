@@ -23,7 +23,7 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FLOWS = ("topics", "decide", "learn")
+FLOWS = ("topics", "decide", "learn", "catalog")
 ENVIRONMENT = [(name, key) for name in FLOWS for key in SERVICES[name]["environment"]]
 
 
@@ -62,15 +62,16 @@ def test_the_settings_of_compose_are_valid_and_arrive(monkeypatch: pytest.Monkey
     assert settings.metrics_port == 9100
 
 
-def test_both_flows_redis_kafka_and_the_topics_job_are_there() -> None:
-    assert set(SERVICES) == {"kafka", "redis", "topics", "decide", "learn"}
+def test_the_flows_redis_kafka_and_the_topics_job_are_there() -> None:
+    assert set(SERVICES) == {"kafka", "redis", "topics", "decide", "learn", "catalog"}
     assert SERVICES["topics"]["command"] == ["topics", "create"]
     decide = ["run", "decide", "--processes", "${DECIDE_PROCESSES:-2}"]
     assert SERVICES["decide"]["command"] == decide
     assert SERVICES["learn"]["command"] == ["run", "learn", "--processes", "1"]
+    assert SERVICES["catalog"]["command"] == ["run", "catalog", "--processes", "1"]
 
 
-@pytest.mark.parametrize("service", ["kafka", "redis", "decide", "learn"])
+@pytest.mark.parametrize("service", ["kafka", "redis", "decide", "learn", "catalog"])
 def test_each_service_that_stays_has_a_health_check(service: str) -> None:
     check = SERVICES[service]["healthcheck"]
     assert check["test"][0] == "CMD"
@@ -82,9 +83,10 @@ def test_the_flows_start_after_the_topics_and_the_topics_after_the_broker() -> N
     done = {"condition": "service_completed_successfully"}
     assert SERVICES["decide"]["depends_on"]["topics"] == done
     assert SERVICES["learn"]["depends_on"]["topics"] == done
+    assert SERVICES["catalog"]["depends_on"]["topics"] == done
 
 
-@pytest.mark.parametrize("flow", ["decide", "learn"])
+@pytest.mark.parametrize("flow", ["decide", "learn", "catalog"])
 def test_a_flow_has_the_time_to_stop_that_its_supervisor_takes(flow: str) -> None:
     assert (
         float(SERVICES[flow]["stop_grace_period"].removesuffix("s")) > STOP_SECONDS + PEER_SECONDS
@@ -101,12 +103,13 @@ def test_the_state_of_each_flow_lies_on_a_volume_of_its_own() -> None:
     assert kept.startswith("/var/lib/pushflow/")
     assert "decide:/var/lib/pushflow" in SERVICES["decide"]["volumes"]
     assert "learn:/var/lib/pushflow" in SERVICES["learn"]["volumes"]
-    assert {"kafka", "decide", "learn"} == set(COMPOSE["volumes"])
+    assert "catalog:/var/lib/pushflow" in SERVICES["catalog"]["volumes"]
+    assert {"kafka", "decide", "learn", "catalog"} == set(COMPOSE["volumes"])
 
 
 def test_the_ports_are_open_to_this_machine_alone() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(ports) == 4
+    assert len(ports) == 5
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
@@ -157,7 +160,8 @@ def test_the_lock_pins_every_dependency_by_name_and_version_alone() -> None:
 def test_the_serving_code_runs_without_the_packages_that_the_image_lacks() -> None:
     core = {package(requirement) for requirement in PROJECT["dependencies"]}
     extras = [r for extra in PROJECT["optional-dependencies"].values() for r in extra]
-    lacking = {package(r).replace("-", "_") for r in extras} - core - {"pushflow"}
+    brought = {"pushflow", "scipy"}  # SciPy comes with River
+    lacking = {package(r).replace("-", "_") for r in extras} - core - brought
     program = f"""
 import sys
 from importlib.abc import MetaPathFinder
@@ -166,7 +170,7 @@ class Lacking(MetaPathFinder):
         if name.partition(".")[0] in {sorted(lacking)}:
             raise ModuleNotFoundError(name, name=name)
 sys.meta_path.insert(0, Lacking())
-import flows.cli, flows.decide, flows.learn, flows.run, flows.replay, flows.doctor
+import flows.cli, flows.decide, flows.learn, flows.catalog, flows.run, flows.replay, flows.doctor
 """
 
     done = subprocess.run(

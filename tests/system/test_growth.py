@@ -31,7 +31,7 @@ from tests.system.harness import (
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 N_GROWN = 6
-JOINED = [USERS, "push.erasures.v1", EVENTS, FEEDBACK]
+JOINED = [USERS, "push.erasures.v1", EVENTS, FEEDBACK, "push.user-signals.v1"]
 _DECODED = "pushflow_messages_decoded_total"
 WATCH = {"PUSHFLOW_KAFKA__WATCH_SECONDS": "0.2"}
 

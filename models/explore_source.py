@@ -1,0 +1,128 @@
+"""Exploration: new items that few users have been told of, drawn by chance.
+
+Reads   when items came, and how often they were pushed.
+Owns    what is new, and how many places exploration takes.
+
+What nobody is told of nobody opens, and so it would never be told of. The draws follow from the
+query's seed alone: a replay explores the same items, in whatever batch.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.item_rows import ItemRows
+from models.neighbours import best_rows
+from models.sources import Query, Rows
+
+FEW_PUSHES: Final = 20.0  # half-life 7 days; then an item's open rate outweighs its prior
+NEW_S: Final = 30 * 86_400
+
+_NEVER: Final = 2**32 - 1  # a birth in seconds that is later than any: nobody has met the item
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_PLACES: Final = 0xFFFF_FFFF  # draw that decides about the last place, apart from all others
+
+
+class ExploreSource:
+    """Servable items that came in the last 30 days and were pushed fewer than 20 times.
+
+    Parameters
+    ----------
+    limit
+        Draws a query, and so rows at most.
+
+    Notes
+    -----
+    An item whose age nothing tells counts as new: no message says when it was created, and nobody
+    has met it. The newest 8,192 are listed, anew where one has come or gone. 4 bytes a row.
+
+    References
+    ----------
+    Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014 (SplitMix64).
+    """
+
+    name: Final = "explore"
+    _LISTED: Final = 8_192
+
+    def __init__(self, limit: int = 10) -> None:
+        self._limit = limit
+        self._new: Rows = np.zeros(0, np.int64)
+        self._oldest_first: NDArray[np.uint32] = np.zeros(
+            0, np.uint32
+        )  # births of `_new`, reversed
+        self._births: NDArray[np.uint32] = np.zeros(0, np.uint32)  # by row, 0: not to be explored
+        self._made_of: tuple[ItemRows | None, int] = (None, -1)
+
+    def propose(self, queries: Sequence[Query]) -> list[Rows]:
+        """Return rows drawn by chance, of those that the user has not met."""
+        if not queries or not self._limit:
+            return [self._new[:0]] * len(queries)
+        items = queries[0].items
+        if self._made_of[0] is not items or self._made_of[1] != items.version:
+            if not self._still_holds(items):
+                self._list(items)
+            self._made_of = (items, items.version)
+        seeds = np.array([query.seed for query in queries], np.uint64)
+        numbers = _draws(seeds, np.arange(self._limit, dtype=np.uint64))  # (B, limit)
+        return [self._drawn(query, own) for query, own in zip(queries, numbers, strict=True)]
+
+    def _drawn(self, query: Query, numbers: NDArray[np.uint64]) -> Rows:
+        since_s = query.time_ms // 1_000 - NEW_S
+        n_new = len(self._new) - int(np.searchsorted(self._oldest_first, since_s))
+        if not n_new:
+            return self._new[:0]
+        places = dict.fromkeys((numbers % np.uint64(n_new)).tolist())
+        rows = self._new[list(places)]
+        return rows[~query.is_seen(rows)]
+
+    def _still_holds(self, items: ItemRows) -> bool:
+        """Say whether no row that was touched since has come, gone, or changed its birth."""
+        held, version = self._made_of
+        changed = items.changed_since(version) if held is items else None
+        if changed is None:
+            return False
+        was = np.zeros(len(changed), np.uint32)
+        known = changed < len(self._births)
+        was[known] = self._births[changed[known]]
+        return bool((was == _births(items, changed)).all())
+
+    def _list(self, items: ItemRows) -> None:
+        self._births = births = _births(items, np.arange(items.n_rows))
+        rows = np.flatnonzero(births)
+        values = births[rows].astype(np.int64)
+        self._new = best_rows(values, rows, items.id_hash, self._LISTED)
+        self._oldest_first = births[self._new[::-1]]
+
+
+def _births(items: ItemRows, rows: Rows) -> NDArray[np.uint32]:
+    """Return when rows came, seconds, for those that may be explored; 0 for all others."""
+    created, seen = items.created_ms[rows], items.first_seen_ms[rows]
+    born_s = np.where(created > 0, created, seen) // 1_000
+    born_s[born_s <= 0] = _NEVER
+    is_new = items.is_servable[rows] & (items.pushes[rows] < FEW_PUSHES)
+    return np.where(is_new, born_s, 0).astype(np.uint32)
+
+
+def explored_places(seeds: Sequence[int], share: float, size: int) -> list[int]:
+    """Return how many of `size` places each query explores: on average `share` of them.
+
+    >>> explored_places(range(3), 0.05, 20)
+    [1, 1, 1]
+    >>> sum(explored_places(range(1_000), 0.03, 20)) / 1_000
+    0.6...
+    """
+    numbers = _draws(np.array(seeds, np.uint64), np.array([_PLACES], np.uint64))[:, 0]
+    uniform = (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1)
+    places: list[int] = (share * size + uniform).astype(np.int64).tolist()
+    return places
+
+
+def _draws(seeds: NDArray[np.uint64], places: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return SplitMix64's numbers at places of each seed's sequence, shape (seeds, places)."""
+    mixed = seeds[:, None] + (places + np.uint64(1)) * _GOLDEN
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    numbers: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
+    return numbers

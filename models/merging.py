@@ -1,0 +1,321 @@
+"""Merging: several sources' proposals become one list of candidates for each query.
+
+Reads   rows by source, best first, and the columns of `models.item_rows`.
+Emits   at most K rows a query, best first, each with the source that spoke for it most.
+Owns    the weights of the sources, what counts as a copy, and the share of one category.
+
+Reciprocal-rank fusion adds `weight / (60 + rank)` over the sources that name a row. Ranks compare
+where scores do not: a cosine, a count and an age. All that is summed or compared is an integer or
+an exact product, so a query has the same candidates in every process that holds the same tables,
+whatever the batch, the rows' numbers or the CPU.
+
+Of two rows with the same words, or with nearly the same content, the better one stays. Where the
+sources propose more than K, a main category takes no more than its share while there are others;
+the order among those that stay is the fused one.
+
+References
+----------
+Cormack et al., "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
+Methods", SIGIR 2009.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.arms import DESIGN, SOURCE_CODE, SOURCES
+from models.features import CANDIDATES
+from models.item_rows import ItemRows
+from models.neighbours import best_of
+from models.sources import Query, Rows
+
+Ints = NDArray[np.int64]
+
+# A trigger's own source (the cart of a cart left behind) says this times all weights together:
+# its 30 rows come before whatever the others agree on, for 1.5 / 90 > 1 / 61.
+LEAD: Final = 1.5
+FILL_WEIGHT: Final = 0.01  # 0.01 / 61 is less than any source's last place at weight 0.03
+EXPLORE_WEIGHT: Final = 0.001  # and this behind all of those
+LEARNED_STEP: Final = 0.1  # reward units, a tenth of an open: halves or doubles a weight
+TRUSTED_REWARDS: Final = 1_000  # of so many rewards half is believed: of a few it is chance
+MAX_WEIGHT: Final = 10.0  # so that a fused score stays below 2^32 units
+
+_COMPARED_TO: Final = 64  # the best rows by content: all products would cost twice as much
+_SPARE: Final = 16  # rows looked at beyond: small limits need it
+_RRF: Final = 60  # as in the paper: tells the first ten apart, and yet the hundredth counts
+_UNIT: Final = 2**28  # a fused score of 1
+_PLACE_BITS: Final = 4  # at most 15 sources and the filling
+_LAST_PLACE: Final = (1 << _PLACE_BITS) - 1
+_SOURCE_COLUMNS: Final = [DESIGN.index(f"source_{name}") for name in SOURCES]
+_NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
+
+
+class Merged(NamedTuple):
+    """One query's candidates, best first; each array has shape (K,) or shorter."""
+
+    rows: Rows
+    sources: Ints  # places in models.arms.SOURCES: the source that says most of each
+    scores: NDArray[np.float64]  # fused
+
+
+class _Top(NamedTuple):
+    """The best rows of B queries, padded with 0 to one length L; each array has shape (B, L)."""
+
+    rows: Rows
+    fused: Ints
+    codes: Ints
+
+
+class Merger:
+    """Merges the proposals of sources.
+
+    Parameters
+    ----------
+    names
+        The sources in the order in which they are given to `merge`, at most 15; of equal
+        contributions the earlier source is named.
+    weights
+        By name, 0 to `MAX_WEIGHT`; absent is 0, and a source of weight 0 says nothing.
+    limit
+        K, candidates at most, 1 to 100.
+    max_per_category
+        Share of K that one main category may take while there are others, 0 to 1; 1: any.
+    copy_cosine
+        Rows whose content vector has at least this cosine with one of the best 64 are copies,
+        above 0; above 1: only those with the same words are.
+
+    Notes
+    -----
+    About a sixth of what a batch of 32 queries costs (`python -m bench.index`): half of it sorting
+    the rows by query and score, a fifth the cosines. Holds nothing of queries.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        weights: Mapping[str, float],
+        *,
+        limit: int = CANDIDATES,
+        max_per_category: float = 1.0,
+        copy_cosine: float = 2.0,
+    ) -> None:
+        self._names = list(names)
+        self._limit = limit
+        self._looked_at = 2 * limit + _SPARE  # some of them are too many of one category
+        self._compared = limit + limit // 8 + _SPARE  # and some of these are copies
+        self._category_cap = max(math.ceil(max_per_category * limit), 1)
+        self._copy_cosine = np.float32(copy_cosine)
+        self._codes = np.full(1 << _PLACE_BITS, -1)  # by the lower bits of what is said
+        for place, name in enumerate([*names, "trend"]):
+            self._codes[_LAST_PLACE - place] = SOURCE_CODE.get(name, -1)
+        self._fill = _says(FILL_WEIGHT, len(self._names))
+        self._explored = _says(EXPLORE_WEIGHT, len(self._names)) >> _PLACE_BITS
+        self.weigh(weights)
+
+    def weigh(self, weights: Mapping[str, float]) -> None:
+        """Use other weights from now on."""
+        total = sum(weights.get(name, 0.0) for name in self._names)
+        self._says = [_says(weights.get(name, 0.0), i) for i, name in enumerate(self._names)]
+        self._leads = [_says(LEAD * total, i) for i in range(len(self._names))]
+
+    def merge(
+        self,
+        queries: Sequence[Query],
+        proposed: Sequence[Sequence[Rows]],
+        filling: Sequence[Rows] | None = None,
+    ) -> list[Merged]:
+        """Return the candidates of each query.
+
+        Parameters
+        ----------
+        queries
+            B of them, of the same items.
+        proposed
+            By source, in the order of `names`, and by query: distinct rows, best first, at most
+            100.
+        filling
+            By query: rows to put behind what was proposed, of the trend, best first.
+        """
+        items, top = queries[0].items, self._top(queries, proposed, filling)
+        if not top.rows.shape[1]:
+            return [Merged(_NO_ROWS, _NO_ROWS, np.zeros(0))] * len(queries)
+        excess = self._is_excess(items, top.rows)
+        places = _first(top.rows == 0, excess, self._compared)  # (B, C)
+        top = _Top(*(np.take_along_axis(column, places, axis=1) for column in top))
+        excess = np.take_along_axis(excess, places, axis=1)
+        is_out = (top.rows == 0) | self._is_copy(items, top.rows)
+        places = _first(is_out, excess, self._limit)  # (B, K)
+        top = _Top(*(np.take_along_axis(column, places, axis=1) for column in top))
+        sources = self._codes[top.codes & _LAST_PLACE]
+        whole = [Merged(*own) for own in zip(top.rows, sources, top.fused / _UNIT, strict=True)]
+        is_out = np.take_along_axis(is_out, places, axis=1)
+        for b in np.flatnonzero(is_out.any(axis=1)).tolist():
+            kept = ~is_out[b]
+            whole[b] = Merged(top.rows[b, kept], whole[b].sources[kept], whole[b].scores[kept])
+        return whole
+
+    def exploring(self, items: ItemRows, merged: Merged, more: Rows, n_places: int) -> Merged:
+        """Return candidates of which the last `n_places` at most are given to further rows."""
+        more = more[~items.is_among(more, merged.rows)][:n_places]
+        n_kept = self._limit - len(more)
+        kept = Merged(merged.rows[:n_kept], merged.sources[:n_kept], merged.scores[:n_kept])
+        sources = np.full(len(more), SOURCE_CODE["explore"])
+        return _joined(kept, Merged(more, sources, self._explored[: len(more)] / _UNIT))
+
+    def _top(
+        self,
+        queries: Sequence[Query],
+        proposed: Sequence[Sequence[Rows]],
+        filling: Sequence[Rows] | None,
+    ) -> _Top:
+        """Return the best of what was proposed, fused, copies and all."""
+        items, n_queries = queries[0].items, len(queries)
+        owners, rows, said = self._said(queries, proposed, filling)
+        length = min(self._looked_at, int(np.bincount(owners, minlength=1).max()))
+        top = _Top(*(np.zeros((n_queries, length), np.int64) for _ in _Top._fields))
+        if not length:
+            return top
+        n_rows = items.n_rows
+        keys = owners * n_rows + rows
+        order = np.argsort(keys)
+        keys, said = keys[order], said[order]
+        starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+        keys = keys[starts]  # one for each query and row, as all below
+        rows = keys % n_rows
+        hashes = items.id_hash[rows]
+        fused = np.add.reduceat(said >> _PLACE_BITS, starts)
+        strongest = np.maximum.reduceat(said, starts)
+        ends = np.searchsorted(keys, np.arange(n_queries + 1) * n_rows).tolist()
+        for b, (start, end) in enumerate(pairwise(ends)):
+            at = start + best_of(fused[start:end], hashes[start:end], length)
+            top.rows[b, : len(at)] = rows[at]
+            top.fused[b, : len(at)] = fused[at]
+            top.codes[b, : len(at)] = strongest[at]
+        return top
+
+    def _said(
+        self,
+        queries: Sequence[Query],
+        proposed: Sequence[Sequence[Rows]],
+        filling: Sequence[Rows] | None,
+    ) -> tuple[Ints, Rows, Ints]:
+        """Return whose each proposal is, its row, and what its source says of it."""
+        rows, said = [_NO_ROWS], [_NO_ROWS]
+        for place, (name, lists) in enumerate(zip(self._names, proposed, strict=True)):
+            plain, lead = self._says[place], self._leads[place]
+            for own, query in zip(lists, queries, strict=True):
+                rows.append(own)
+                said.append((lead if query.lead == name else plain)[: len(own)])
+        # Of the filling only what nobody has proposed: it must not add to what was said.
+        for b, own in enumerate(filling or ()):
+            known = np.concatenate([_NO_ROWS, *(lists[b] for lists in proposed)])
+            rows.append(own[~queries[b].items.is_among(own, known)][:CANDIDATES])
+            said.append(self._fill[: len(rows[-1])])
+        sizes = [len(own) for own in rows[1:]]
+        n_lists = len(sizes) // len(queries)
+        owners = np.repeat(np.tile(np.arange(len(queries)), n_lists), sizes)
+        return owners, np.concatenate(rows), np.concatenate(said)
+
+    def _is_copy(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
+        """Return which rows repeat the content of a better one that is no copy, shape (B, L)."""
+        is_copy = np.zeros(rows.shape, np.bool_)
+        # Padding is like nothing else.
+        keys = np.where(rows > 0, items.text_key[rows], np.arange(rows.shape[1], dtype=np.uint64))
+        ordered = np.sort(keys, axis=1)
+        has_copies = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)  # (B,)
+        near = None
+        if self._copy_cosine <= 1:
+            vectors = items.content.vectors(rows)  # (B, L, D)
+            best = vectors[:, :_COMPARED_TO]
+            # Products of vectors on the grid are exact, so the limit cuts the same everywhere.
+            near = vectors @ best.transpose(0, 2, 1) >= self._copy_cosine  # (B, L, C)
+            itself = np.arange(best.shape[1])
+            near[:, itself, itself] = False
+            has_copies |= near.any(axis=(1, 2))
+        for b in np.flatnonzero(has_copies).tolist():
+            alike = keys[b, :, None] == keys[b]  # (L, L)
+            if near is not None:
+                alike[:, : near.shape[2]] |= near[b]
+            alike = np.tril(alike, -1)  # with a better one
+            for place in np.flatnonzero(alike.any(axis=1)).tolist():  # the better first
+                is_copy[b, place] = (alike[place] & ~is_copy[b]).any()
+        return is_copy
+
+    def _is_excess(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
+        """Return which rows have more better ones of their category than its share, (B, L)."""
+        if self._category_cap >= rows.shape[1]:
+            return np.zeros(rows.shape, np.bool_)
+        category = items.category[rows]  # (B, L)
+        order = np.argsort(category, axis=1, kind="stable")
+        grouped = np.take_along_axis(category, order, axis=1)
+        places = np.arange(rows.shape[1])
+        is_next = grouped[:, 1:] != grouped[:, :-1]
+        starts = np.where(np.pad(is_next, ((0, 0), (1, 0))), places, 0)
+        before = places - np.maximum.accumulate(starts, axis=1)
+        excess = np.empty(rows.shape, np.bool_)
+        np.put_along_axis(excess, order, (before >= self._category_cap) & (grouped > 0), axis=1)
+        return excess
+
+
+def _first(is_out: NDArray[np.bool_], is_excess: NDArray[np.bool_], n: int) -> Ints:
+    """Return the places of the first n columns in ascending order, shape (B, n).
+
+    Excess is taken where too little else is left, and what is out where nothing is.
+    """
+    rank = np.argsort(2 * is_out + is_excess, axis=1, kind="stable")
+    return np.sort(rank[:, :n], axis=1)
+
+
+def _joined(one: Merged, other: Merged) -> Merged:
+    return Merged(
+        np.concatenate([one.rows, other.rows]),
+        np.concatenate([one.sources, other.sources]),
+        np.concatenate([one.scores, other.scores]),
+    )
+
+
+def learned_factors(mean: NDArray[np.float64], n_rewards: int) -> dict[str, float]:
+    """Return by what each source's weight is to be multiplied, by name, 1/2 to 2.
+
+    Parameters
+    ----------
+    mean
+        What the learner makes of each column of `models.arms.DESIGN`, reward units, (D,).
+    n_rewards
+        That it has seen.
+
+    Notes
+    -----
+    A source whose candidates earn 0.1 more than their other columns explain counts twice, and one
+    that earns 0.1 less counts half, once many rewards are seen; before the first all are 1. To 3
+    decimals, so that the last bits of a mean do not reach the ranks.
+
+    Examples
+    --------
+    >>> mean = np.zeros(len(DESIGN))
+    >>> mean[DESIGN.index("source_tower")], mean[DESIGN.index("source_trend")] = 0.05, -9.0
+    >>> factors = learned_factors(mean, 1_000_000)
+    >>> factors["tower"], factors["trend"], factors["neighbour"]
+    (1.414, 0.5, 1.0)
+    >>> learned_factors(mean, 10)["tower"]
+    1.003
+    """
+    believed = mean[_SOURCE_COLUMNS] * (n_rewards / (n_rewards + TRUSTED_REWARDS))
+    worth = believed.clip(-LEARNED_STEP, LEARNED_STEP) / LEARNED_STEP
+    factors = (round(2.0**one, 3) for one in worth.tolist())
+    return dict(zip(SOURCES, factors, strict=True))
+
+
+def _says(weight: float, place: int) -> Ints:
+    """Return what the source at a place says of its first 100 rows, int64, shape (100,).
+
+    The contribution, and in the lower bits the place, reversed: of two sources that contribute
+    the same to a row the larger number is the earlier one's.
+    """
+    shares = np.rint(_UNIT * weight / (_RRF + 1 + np.arange(CANDIDATES))).astype(np.int64)
+    says: Ints = (shares << _PLACE_BITS) + _LAST_PLACE - place
+    return says
