@@ -1,19 +1,13 @@
-"""Candidates: what they cost by source, and how many of the next invoice's items they find.
+"""Candidates: what one trigger costs by source, and what the upkeep of the tables costs.
 
-    python -m bench.candidates [--items N] [--triggers N] [--retail PATH] [--tune]
+    python -m bench.candidates [--items N] [--triggers N]
 
 Times   one trigger through each source and through the merge, and the tables' upkeep: applying
         items and statistics, a refresh, a signal. 50 history items, 50 neighbours an item,
         K = 100, made-up items; medians of CPU time, one thread.
 Leaves out  Kafka, decoding, the student.
 
-Quality is measured on online-retail (Chen, Sain and Guo 2012), split by time and by invoice:
-statistics learn from all invoices before a date, and stand still; then each later invoice of a
-known customer is asked for, from that customer's purchases before it. Recall@100 is the share of
-the invoice's items among 100 candidates, averaged over invoices; "new" counts the items that are
-not among the customer's last 50, for those are what discovery may propose. Ties go by item_id.
-Settings were chosen on July 2011 (`--tune`, trained on what is before); August and September are
-the test.
+How good the candidates are: `pushflow evaluate candidates`.
 """
 
 import argparse
@@ -21,50 +15,33 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
 
-import msgspec
 import numpy as np
 
-from flows.recorded import retail
 from models.features import EVENT_CODE, HISTORY
 from models.sources import (
     ContentSource,
     NeighbourSource,
-    Query,
     Source,
     TrendSource,
     UnfinishedSource,
 )
-from models.trend import top_of, top_of_week
-from operators.candidates import WEIGHTS, CandidateGenerator, arm_inputs, make_query
+from operators.candidates import CandidateGenerator, arm_inputs, make_query
 from operators.catalogue import Catalogue
 from operators.hops import Engagement, History, ItemSignal, Trigger
 from operators.item_stats import (
-    InteractionTracker,
     ItemStatsShard,
     decode_state,
     encode_state,
-    fan_out,
     new_state,
 )
-from operators.messages import Event, Item, ItemStats, UserProfile
+from operators.messages import Item, ItemStats, UserProfile
 from operators.shards import DictShard
 
 K = 100
 GAP_MS = 1_800_000
 NOW_MS = 1_700_000_000_000
-RETAIL = Path("../shared/data/online-retail/online_retail.csv.gz")
-
-
-class Case(NamedTuple):
-    """A known customer's invoice, and what came before it."""
-
-    trigger: Trigger
-    bought: frozenset[str]
 
 
 def trigger_of(
@@ -202,150 +179,10 @@ def signal_cost(rng: np.random.Generator) -> tuple[float, float]:
     return signal_us, (time.thread_time() - started) * 1e6 / n_rows
 
 
-def events_of(path: Path) -> Iterator[Event]:
-    """Yield the rows that keep the contract, in time order."""
-    decoder = msgspec.json.Decoder(Event)
-    for record in retail(path).events():
-        try:
-            yield decoder.decode(record.value)
-        except msgspec.ValidationError:  # no customer: a dead letter in the flow
-            continue
-
-
-def day_ms(text: str) -> int:
-    return int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1_000)
-
-
-def learned(path: Path, events: list[Event], until_ms: int, max_recent: int = 10) -> Catalogue:
-    """Return the catalogue with all items, and what events before a date taught."""
-    catalogue = Catalogue()
-    decoder = msgspec.json.Decoder(Item)
-    for record in retail(path).items:
-        catalogue.apply(record.key, decoder.decode(record.value))
-    tracker = InteractionTracker(GAP_MS, max_recent)
-    recent: dict[str, list[tuple[str, int]]] = {}
-    shard = ItemStatsShard(DictShard("00", encode=encode_state, decode=decode_state, new=new_state))
-    for event in events:
-        if event.time_ms >= until_ms:
-            break
-        signal = tracker.observe(recent.setdefault(event.user_id, []), event)
-        for each in fan_out(signal) if signal else ():
-            shard.on_signal(each)
-    for stats in shard.dirty():
-        catalogue.apply_stats(stats)
-    catalogue.refresh()
-    return catalogue
-
-
-def cases_of(events: list[Event], start_ms: int, end_ms: int) -> list[Case]:
-    """Return known customers' invoices of a period, with their last 50 purchases before."""
-    history: dict[str, list[tuple[str, int, str]]] = {}
-    basket: dict[str, list[Event]] = {}  # user -> the invoice being read
-    cases = []
-
-    def close(user_id: str) -> None:
-        lines = basket.pop(user_id)
-        before = history.setdefault(user_id, [])
-        first = lines[0]
-        if before and start_ms <= first.time_ms < end_ms:
-            country = first.context.country if first.context else ""
-            trigger = trigger_of(user_id, first.time_ms - 1, before[-HISTORY:], country)
-            cases.append(Case(trigger, frozenset(e.item_id for e in lines if e.item_id)))
-        before += [(e.item_id, e.time_ms, e.type) for e in lines if e.item_id]
-        del before[:-HISTORY]
-
-    for event in events:
-        if event.type != "purchase" or event.item_id is None:
-            continue
-        open_lines = basket.get(event.user_id)
-        if open_lines and (open_lines[0].props or {})["basket"] != (event.props or {})["basket"]:
-            close(event.user_id)
-        basket.setdefault(event.user_id, []).append(event)
-    for user_id in list(basket):
-        close(user_id)
-    return cases
-
-
-def recall(cases: list[Case], found: Callable[[Case], list[str]], *, is_new: bool) -> float:
-    """Return recall@100 over invoices that have anything to find."""
-    shares = []
-    for case in cases:
-        wanted = case.bought - (set(case.trigger.history.item_ids) if is_new else set())
-        if wanted:
-            shares.append(len(wanted.intersection(found(case)[:K])) / len(wanted))
-    return statistics.fmean(shares)
-
-
-def all_open(query: Query) -> Query:
-    """Return the query with what was bought and seen allowed: the shop's customers buy again."""
-    nothing = query.closed[:0]
-    return query._replace(closed=nothing, seen=nothing)
-
-
-def quality(
-    catalogue: Catalogue, cases: list[Case], weights: dict[str, float]
-) -> dict[str, tuple[float, float]]:
-    """Return recall@100 of new items, and of all with nothing ruled out, by source."""
-    ids = catalogue.item_ids
-    lists = {"popularity, day": top_of, "popularity, week": top_of_week}
-    sources: list[Source] = [NeighbourSource(), ContentSource(100), TrendSource()]
-
-    generator = CandidateGenerator(catalogue, weights=weights)
-    table = {}
-    for name, top in lists.items():
-        popular = [ids[row] for row in top(catalogue, 500).tolist()]
-
-        def unseen(case: Case, popular: list[str] = popular) -> list[str]:
-            seen = set(case.trigger.history.item_ids)
-            return [item_id for item_id in popular if item_id not in seen]
-
-        table[name] = (
-            recall(cases, unseen, is_new=True),
-            recall(cases, lambda case, popular=popular: popular, is_new=False),
-        )
-    for source in sources:
-
-        def propose(case: Case, is_all: bool, source: Source = source) -> list[str]:
-            query = make_query(case.trigger, catalogue)
-            [rows] = source.propose([all_open(query) if is_all else query])
-            return [ids[row] for row in rows.tolist()]
-
-        table[source.name] = (
-            recall(cases, lambda case, p=propose: p(case, False), is_new=True),
-            recall(cases, lambda case, p=propose: p(case, True), is_new=False),
-        )
-
-    def merged(case: Case) -> list[str]:
-        return [candidate.item_id for candidate in generator.generate(case.trigger)]
-
-    table["merged"] = (recall(cases, merged, is_new=True), recall(cases, merged, is_new=False))
-    return table
-
-
-def tune(path: Path, events: list[Event]) -> None:
-    """Print recall@100 of new items in July, learned from what is before, for other weights."""
-    start, end = day_ms("2011-07-01"), day_ms("2011-08-01")
-    cases = cases_of(events, start, end)
-    catalogue = learned(path, events, start)
-    for content in (0.0, 0.2, 0.4, 0.6):
-        for trend in (0.2, 0.4, 0.6, 0.8):
-            weights = WEIGHTS | {"content": content, "trend": trend}
-            generator = CandidateGenerator(catalogue, weights=weights)
-
-            def merged(case: Case, generator: CandidateGenerator = generator) -> list[str]:
-                return [candidate.item_id for candidate in generator.generate(case.trigger)]
-
-            print(
-                f"content {content:.1f} trend {trend:.1f} {recall(cases, merged, is_new=True):.4f}"
-            )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--items", type=int, default=4_000)
     parser.add_argument("--triggers", type=int, default=500)
-    parser.add_argument("--retail", type=Path, default=RETAIL)
-    parser.add_argument("--tune", action="store_true")
     args = parser.parse_args()
     result: dict[str, object] = {"bench": "candidates", "items": args.items}
     result["threads"] = os.environ.get("OMP_NUM_THREADS", "default")
@@ -354,21 +191,6 @@ def main() -> None:
     for name, us in costs.items():
         print(f"  {name:28s} {us:8.1f}")
     result["us"] = {name: round(us, 1) for name, us in costs.items()}
-    if args.retail.exists():
-        events = list(events_of(args.retail))
-        if args.tune:
-            tune(args.retail, events)
-        split, end = day_ms("2011-08-01"), day_ms("2011-10-01")
-        cases = cases_of(events, split, end)
-        table = quality(learned(args.retail, events, split), cases, WEIGHTS)
-        print(f"online-retail, {len(cases)} invoices from 2011-08-01: recall@100   new    all")
-        for name, (new, every) in table.items():
-            print(f"  {name:56s} {new:6.4f} {every:6.4f}")
-        result["recall_at_100_new"] = {name: round(new, 4) for name, (new, _) in table.items()}
-        result["recall_at_100_all"] = {name: round(every, 4) for name, (_, every) in table.items()}
-        result["invoices"] = len(cases)
-    else:
-        print(f"SKIPPED quality: no {args.retail}")
     print(json.dumps(result))
 
 

@@ -20,7 +20,6 @@ import xxhash
 from numpy.typing import NDArray
 
 GRID: Final = 2048.0  # 2^11 steps to 1: an error of 2^-12 a column, cosines within 0.002
-SCORE_BITS: Final = 32  # a value ranked must be in [0, 2^32)
 _HASH_BITS: Final = 31  # what a key of 63 bits leaves of the hash
 # Below this many keys a plain sort costs less than partition and sort.
 _SORT_ALL: Final = 256
