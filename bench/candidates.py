@@ -40,7 +40,6 @@ from operators.messages import Item, ItemStats, UserProfile
 from operators.shards import DictShard
 
 K = 100
-GAP_MS = 1_800_000
 NOW_MS = 1_700_000_000_000
 
 
