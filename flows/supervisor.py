@@ -273,16 +273,17 @@ class Supervisor:
 
     def _let_end(self, cluster: list[Process]) -> None:
         """Wait until all have ended, or their time is up."""
-        began = time.monotonic()
-        was_asked = False
+        ends_at = time.monotonic() + self._stop_seconds
+        was_asked = has_died = False
         while len(codes := _codes(cluster)) < len(cluster):
             if not was_asked and self._shall_end(cluster):
                 was_asked = True
                 for process in cluster:
                     process.send(signal.SIGTERM)
-            has_died = not set(codes.values()) <= _ORDERLY
-            limit_s = self._peer_seconds if has_died else self._stop_seconds
-            if time.monotonic() - began > limit_s:
+            if not has_died and not set(codes.values()) <= _ORDERLY:
+                has_died = True
+                ends_at = min(ends_at, time.monotonic() + self._peer_seconds)
+            if time.monotonic() > ends_at:
                 return
             time.sleep(_POLL_S)
 
@@ -305,7 +306,14 @@ class Supervisor:
         return not self._is_stopping
 
 
-def supervise(flow: str, n: int, *, metrics_port: int, arguments: Sequence[str] = ()) -> int:
+def supervise(
+    flow: str,
+    n: int,
+    *,
+    metrics_port: int,
+    stop_seconds: float = STOP_SECONDS,
+    arguments: Sequence[str] = (),
+) -> int:
     """Run a flow as `n` supervised processes until SIGTERM or SIGINT; return the exit code."""
     begin = [sys.executable, "-m", "flows.cli", "run", flow, "--supervised", *arguments]
 
@@ -315,7 +323,7 @@ def supervise(flow: str, n: int, *, metrics_port: int, arguments: Sequence[str] 
         places = ",".join(addresses)
         return [[*begin, "--process-id", str(i), "--addresses", places] for i in range(n)]
 
-    supervisor = Supervisor(n, commands, metrics_port=metrics_port)
+    supervisor = Supervisor(n, commands, metrics_port=metrics_port, stop_seconds=stop_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.ask_to_stop())
     return supervisor.run()

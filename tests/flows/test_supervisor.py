@@ -324,3 +324,19 @@ def test_ports_are_free_and_in_a_row() -> None:
     first, second, third = free_ports(3)
 
     assert (second, third) == (first + 1, first + 2)
+
+
+def on_stop(text: str) -> str:
+    """Return a script that is ready, and does `text` when it is asked to stop."""
+    return f"def stop(*_):\n {text}\nsignal.signal(signal.SIGTERM, stop)\n{READY}{STAY}"
+
+
+def test_a_death_late_in_a_stop_leaves_the_others_their_time(go: Path) -> None:
+    dies = on_stop("time.sleep(1.5); open(os.environ['GO'], 'w').close(); os._exit(1)")
+    ends = on_stop(f"{WAIT.strip()}\n time.sleep(0.3); os._exit(0)")
+    running = Running(dies, ends, peer_seconds=1.4)
+    running.wait_ready()
+
+    assert running.stop() == 1
+    assert running.said.lines("ended: process 0 with code 1, process 1 with code 0; 0 killed")
+    assert go.exists()

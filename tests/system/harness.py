@@ -10,6 +10,7 @@ last batches were.
 """
 
 import itertools
+import signal
 import threading
 import time
 from collections import Counter
@@ -46,6 +47,8 @@ N_PARTITIONS = 4
 EVENTS, USERS, FEEDBACK = "push.events.v1", "push.users.v1", "push.feedback.v1"
 DECISIONS, DEAD, POLICY = "push.decisions.v1", "push.dlq.v1", "push.policy.v1"
 PACE = 2_000  # messages a second, where a test sends steadily
+_LAST_WORDS = 4_000  # characters of a log
+_STOP_SECONDS = 100  # no test is about how long a busy machine takes to stop
 _HOUR_MS = 3_600_000
 
 
@@ -315,7 +318,8 @@ class Stage:
         """Start a flow as a supervised cluster on the state that is there."""
         folder = self._work / f"start-{next(self._starts)}"
         folder.mkdir()
-        child = FlowProcess(name, self._values | values, folder, processes=size)
+        patience = ("--stop-seconds", str(_STOP_SECONDS))
+        child = FlowProcess(name, self._values | values, folder, patience, processes=size)
         self._children.append(child)
         child.wait_ready(90)
         return child
@@ -326,8 +330,11 @@ class Stage:
         return self._collectors[-1]
 
     def close(self) -> None:
-        """Kill what still runs, and stop reading."""
+        """Kill what still runs, tell what the others ended with, and stop reading."""
         for child in self._children:
+            if child.code not in (None, 0, -signal.SIGKILL):  # pytest shows it if the test failed
+                said = child.log.read_text(encoding="utf-8", errors="replace")
+                print(f"{child.log} ended with {child.code}: ...{said[-_LAST_WORDS:]}")
             child.kill()
         for collector in self._collectors:
             collector.close()

@@ -46,7 +46,7 @@ def stage(one_stage: Stage) -> Stage:
     return one_stage
 
 
-_STOP_S = 40.0  # a supervisor takes up to 20 s by itself
+_STOP_S = 120.0  # more than `Stage.supervise` gives its processes
 
 
 def all_there(decisions: Collector, case: Case, children: list[FlowProcess]) -> None:
