@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from models.features import EVENT_CODE, HISTORY
+from bench.made_up import NOW_MS, made_up, made_up_triggers
 from models.sources import (
     ContentSource,
     NeighbourSource,
@@ -29,81 +29,17 @@ from models.sources import (
 )
 from operators.candidates import CandidateGenerator, arm_inputs, make_query
 from operators.catalogue import Catalogue
-from operators.hops import Engagement, History, ItemSignal, Trigger
+from operators.hops import ItemSignal
 from operators.item_stats import (
     ItemStatsShard,
     decode_state,
     encode_state,
     new_state,
 )
-from operators.messages import Item, ItemStats, UserProfile
+from operators.messages import ItemStats
 from operators.shards import DictShard
 
 K = 100
-NOW_MS = 1_700_000_000_000
-
-
-def trigger_of(
-    user_id: str, time_ms: int, history: list[tuple[str, int, str]], country: str
-) -> Trigger:
-    """Return an idle user's trigger; history has (item_id, time_ms, event type), oldest first."""
-    bought = [item for item, _, kind in history if kind == "purchase"]
-    return Trigger(
-        type="idle",
-        event_id="e",
-        user_id=user_id,
-        shard="00",
-        time_ms=time_ms,
-        context=[],
-        history=History(
-            [item for item, _, _ in history],
-            [EVENT_CODE[kind] for _, _, kind in history],
-            [ms // 1_000 for _, ms, _ in history],
-        ),
-        cart=[],
-        bought=list(dict.fromkeys(bought)),
-        category="",
-        platform="",
-        profile=UserProfile(user_id=user_id, country=country),
-        engagement=Engagement(0.0, 0.0, 0, False),
-    )
-
-
-def made_up(n_items: int, rng: np.random.Generator) -> tuple[list[Item], list[ItemStats]]:
-    """Return items of five words out of 2,000, and statistics with 50 neighbours each."""
-    items, stats = [], []
-    for n in range(n_items):
-        words = " ".join(f"word{w}" for w in rng.integers(0, 2_000, 5))
-        item = Item(
-            item_id=f"i{n:06d}",
-            title=words,
-            categories=[f"c{n % 40}"],
-            price=float(n % 90),
-            created_ms=NOW_MS - int(rng.integers(0, 10**10)),
-        )
-        others = rng.choice(n_items, 50, replace=False)
-        counts = rng.gamma(0.5, 20.0, 9).round(4).tolist()
-        items.append(item)
-        stats.append(
-            ItemStats(
-                item_id=item.item_id,
-                as_of_ms=NOW_MS - int(rng.integers(0, 10**9)),
-                views=counts[0],
-                clicks=counts[1],
-                carts=counts[2],
-                purchases=counts[3],
-                favorites=counts[4],
-                pushes=counts[5],
-                opens=counts[6],
-                rating_sum=counts[7],
-                rating_count=counts[8],
-                popularity_1d=counts[0],
-                first_seen_ms=NOW_MS - 10**9,
-                by_country={c: counts[0] / 4 for c in ("GB", "DE", "FR", "CN")},
-                neighbours=[(f"i{o:06d}", 1.0 / (r + 1)) for r, o in enumerate(others)],
-            )
-        )
-    return items, stats
 
 
 def median_us(call: Callable[[int], object], n: int) -> float:
@@ -119,7 +55,7 @@ def median_us(call: Callable[[int], object], n: int) -> float:
 def cost(n_items: int, n_triggers: int) -> dict[str, float]:
     """Return medians in microseconds by name."""
     rng = np.random.default_rng(0)
-    items, stats = made_up(n_items, rng)
+    items, stats = map(list, zip(*made_up(n_items, 50, 51), strict=True))
     catalogue = Catalogue()
     out = {
         "apply an item": median_us(lambda i: catalogue.apply(items[i].item_id, items[i]), n_items),
@@ -128,15 +64,7 @@ def cost(n_items: int, n_triggers: int) -> dict[str, float]:
     started = time.thread_time()
     catalogue.refresh()
     out["first refresh, an item"] = (time.thread_time() - started) * 1e6 / n_items
-    triggers = []
-    for n in range(n_triggers):
-        seen = rng.choice(n_items, HISTORY, replace=False).tolist()
-        history = [
-            (f"i{item:06d}", NOW_MS - 60_000 * (HISTORY - at), ("view", "cart")[at % 5 == 0])
-            for at, item in enumerate(seen)
-        ]
-        category = f"c{n % 40}"
-        triggers.append(trigger_of(f"u{n}", NOW_MS, history, "GB")._replace(category=category))
+    triggers = made_up_triggers(n_triggers, n_items)
     queries = [make_query(trigger, catalogue) for trigger in triggers]
     sources: list[Source] = [NeighbourSource(), ContentSource(), TrendSource(), UnfinishedSource()]
     out["make the query"] = median_us(lambda i: make_query(triggers[i], catalogue), n_triggers)

@@ -23,7 +23,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +32,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.candidates import trigger_of
+from bench.made_up import made_up, made_up_triggers
 from flows.recorded import retail
 from flows.settings import Candidates
-from models.features import HISTORY, TEXT_DIM
+from models.features import TEXT_DIM
 from models.intent_source import IntentSource
 from models.item_counts import NEIGHBOURS
 from models.neighbours import to_grid
@@ -44,17 +44,14 @@ from models.text import encode_texts
 from models.vector_index import VectorIndex
 from operators.candidates import CandidateGenerator, weighed_sources
 from operators.catalogue import Catalogue
-from operators.hops import Trigger
-from operators.messages import Item, ItemStats
+from operators.messages import Item
 
 Floats = NDArray[np.float32]
 
 LIMIT = 100
 BATCH = 32
 N_QUERIES = 320
-NOW_MS = 1_700_000_000_000
 DATA = Path("../shared/data")
-N_CATEGORIES = 40
 
 
 class Vectors(NamedTuple):
@@ -169,53 +166,13 @@ def upkeep(made: Vectors) -> dict[str, float]:
     return out | {f"{name}_per_s": 10_000 / spent for name, spent in seconds.items()}
 
 
-def made_up(n: int, most_neighbours: int) -> Iterator[tuple[Item, ItemStats]]:
-    """Yield items of five words out of 20,000, and what the stream learned of each."""
-    rng = np.random.default_rng(4)
-    for i in range(n):
-        words, others = (
-            rng.integers(0, 20_000, 5),
-            rng.integers(0, n, rng.integers(most_neighbours)),
-        )
-        counts = rng.gamma(0.5, 20.0, 9).round(4).tolist()
-        item = Item(
-            item_id=f"i{i:07d}",
-            title=" ".join(f"word{w}" for w in words.tolist()),
-            categories=[f"c{i % N_CATEGORIES}"],
-            price=float(i % 90) + 0.99,
-            created_ms=NOW_MS - int(rng.integers(0, 10**10)),
-            image_url=f"https://img.example.com/items/i{i:07d}.jpg",
-            deep_link=f"shop://item/i{i:07d}",
-        )
-        yield (
-            item,
-            ItemStats(
-                item_id=item.item_id,
-                as_of_ms=NOW_MS - i,
-                views=counts[0],
-                clicks=counts[1],
-                carts=counts[2],
-                purchases=counts[3],
-                favorites=counts[4],
-                pushes=counts[5],
-                opens=counts[6],
-                rating_sum=counts[7],
-                rating_count=counts[8],
-                popularity_1d=counts[0],
-                first_seen_ms=NOW_MS - 10**9,
-                by_country={c: counts[0] / 4 for c in ("GB", "DE", "FR", "CN")},
-                neighbours=[(f"i{o:07d}", 1.0 / (r + 1)) for r, o in enumerate(others.tolist())],
-            ),
-        )
-
-
 def shop(n: int, most_neighbours: int) -> Catalogue:
     """Return a catalogue of n items with a student, filled as its topics fill it."""
     rng = np.random.default_rng(5)
     projection = rng.normal(size=(TEXT_DIM, TEXT_DIM)).astype(np.float32) / 8
     catalogue = Catalogue(max_rows=n + 10_000)
     catalogue.set_embedder(lambda ids, texts: texts @ projection)
-    for item, stats in made_up(n, most_neighbours):
+    for item, stats in made_up(n, 0, most_neighbours):
         catalogue.apply(item.item_id, item)
         catalogue.apply_stats(stats)
     catalogue.refresh()
@@ -235,7 +192,7 @@ def grown_mb(n: int, most_neighbours: int) -> float:
     catalogue = shop(n, most_neighbours)
     probe = to_grid(np.ones((1, TEXT_DIM)))
     assert catalogue.content.search(probe, 5), catalogue.tower.search(probe, 5)
-    CandidateGenerator(catalogue).find(triggers(catalogue, BATCH))
+    CandidateGenerator(catalogue).find(made_up_triggers(BATCH, n))
     gc.collect()
     return resident_mb() - before
 
@@ -245,21 +202,6 @@ def grown_alone(n: int, most_neighbours: int) -> float:
     command = [sys.executable, "-m", "bench.index", "--grow", str(n), str(most_neighbours)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
-
-
-def triggers(catalogue: Catalogue, n: int) -> list[Trigger]:
-    """Return triggers of users with 50 items behind them, who wrote nothing."""
-    rng, found = np.random.default_rng(6), []
-    n_items = len(catalogue)
-    for user in range(n):
-        seen = rng.integers(0, n_items, HISTORY).tolist()
-        history = [
-            (f"i{item:07d}", NOW_MS - 60_000 * (HISTORY - at), ("view", "cart")[at % 5 == 0])
-            for at, item in enumerate(seen)
-        ]
-        made = trigger_of(f"u{user}", NOW_MS, history, "GB")
-        found.append(made._replace(event_id=f"e{user}", category=f"c{user % N_CATEGORIES}"))
-    return found
 
 
 def retrieval(n_items: int) -> dict[str, float]:
@@ -275,7 +217,7 @@ def retrieval(n_items: int) -> dict[str, float]:
         copy_cosine=usual.copy_cosine,
         explore_share=usual.explore_share,
     )
-    asked = triggers(catalogue, N_QUERIES)
+    asked = made_up_triggers(N_QUERIES, n_items)
     batches = [asked[at : at + BATCH] for at in range(0, len(asked), BATCH)]
     users = normal(N_QUERIES).rows
     queries = [
@@ -317,7 +259,7 @@ def refreshes(n_items: int) -> dict[str, float]:
     ]
     applied = cpu_us(lambda: [catalogue.apply(item.item_id, item) for item in new], 1_000, 1)
     refreshed = cpu_us(catalogue.refresh, 1, 1) / 1_000
-    stats = [stats for _, stats in made_up(1_000, NEIGHBOURS)]
+    stats = [stats for _, stats in made_up(1_000, 0, NEIGHBOURS)]
     told = cpu_us(lambda: [catalogue.apply_stats(row) for row in stats], 1_000, 1)
     changed = cpu_us(catalogue.refresh, 1, 1) / 1_000
     return {

@@ -36,7 +36,8 @@ class ExploreSource:
     Notes
     -----
     An item whose age nothing tells counts as new: no message says when it was created, and nobody
-    has met it. The newest 8,192 are listed, anew where one has come or gone. 4 bytes a row.
+    has met it. The newest 8,192 are listed; twice as many are held, and follow what has changed.
+    4 bytes a row.
 
     References
     ----------
@@ -48,6 +49,8 @@ class ExploreSource:
 
     def __init__(self, limit: int = 10) -> None:
         self._limit = limit
+        self._held: Rows = np.zeros(0, np.int64)  # best first, exact down to `_least`
+        self._least: tuple[int, int] | None = None  # birth and hash; None: there are no others
         self._new: Rows = np.zeros(0, np.int64)
         self._oldest_first: NDArray[np.uint32] = np.zeros(
             0, np.uint32
@@ -61,15 +64,15 @@ class ExploreSource:
             return [self._new[:0]] * len(queries)
         items = queries[0].items
         if self._made_of[0] is not items or self._made_of[1] != items.version:
-            if not self._still_holds(items):
-                self._list(items)
+            self._follow(items)
             self._made_of = (items, items.version)
         seeds = np.array([query.seed for query in queries], np.uint64)
         numbers = _draws(seeds, np.arange(self._limit, dtype=np.uint64))  # (B, limit)
         return [self._drawn(query, own) for query, own in zip(queries, numbers, strict=True)]
 
     def _drawn(self, query: Query, numbers: NDArray[np.uint64]) -> Rows:
-        since_s = query.time_ms // 1_000 - NEW_S
+        # Of the list's own type: another would have it converted.
+        since_s = np.uint32(max(query.time_ms // 1_000 - NEW_S, 0))
         n_new = len(self._new) - int(np.searchsorted(self._oldest_first, since_s))
         if not n_new:
             return self._new[:0]
@@ -77,23 +80,45 @@ class ExploreSource:
         rows = self._new[list(places)]
         return rows[~query.is_seen(rows)]
 
-    def _still_holds(self, items: ItemRows) -> bool:
-        """Say whether no row that was touched since has come, gone, or changed its birth."""
+    def _follow(self, items: ItemRows) -> None:
+        """Bring the list up to date: rows that were touched leave it, and come back if they may."""
         held, version = self._made_of
         changed = items.changed_since(version) if held is items else None
         if changed is None:
-            return False
-        was = np.zeros(len(changed), np.uint32)
-        known = changed < len(self._births)
-        was[known] = self._births[changed[known]]
-        return bool((was == _births(items, changed)).all())
+            self._list_all(items)
+            return
+        if len(self._births) < items.n_rows:
+            wider = np.zeros(max(items.n_rows, len(self._births) * 5 // 4), np.uint32)
+            wider[: len(self._births)] = self._births
+            self._births = wider
+        births = _births(items, changed)
+        if (births == self._births[changed]).all():
+            return
+        self._births[changed] = births
+        kept = self._held[~items.is_among(self._held, changed)]
+        rows = np.concatenate([kept, changed[births > 0]])
+        if self._least is not None:
+            values, hashes = self._births[rows], items.id_hash[rows]
+            least, least_hash = self._least
+            rows = rows[(values > least) | ((values == least) & (hashes >= least_hash))]
+        if self._least is not None and len(rows) < self._LISTED:
+            self._list_all(items)
+        else:
+            self._list(items, rows)
 
-    def _list(self, items: ItemRows) -> None:
-        self._births = births = _births(items, np.arange(items.n_rows))
-        rows = np.flatnonzero(births)
-        values = births[rows].astype(np.int64)
-        self._new = best_rows(values, rows, items.id_hash, self._LISTED)
-        self._oldest_first = births[self._new[::-1]]
+    def _list_all(self, items: ItemRows) -> None:
+        self._births = _births(items, np.arange(items.n_rows))
+        self._least = None
+        self._list(items, np.flatnonzero(self._births))
+
+    def _list(self, items: ItemRows, rows: Rows) -> None:
+        depth = 2 * self._LISTED  # so that it lasts
+        self._held = best_rows(self._births[rows].astype(np.int64), rows, items.id_hash, depth)
+        if len(rows) > depth:
+            last = self._held[-1]
+            self._least = int(self._births[last]), int(items.id_hash[last])
+        self._new = self._held[: self._LISTED]
+        self._oldest_first = self._births[self._new[::-1]]
 
 
 def _births(items: ItemRows, rows: Rows) -> NDArray[np.uint32]:

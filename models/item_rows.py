@@ -22,8 +22,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.codes import Codes
 from models.features import TEXT_DIM
 from models.item_counts import COUNTRIES, HOUR_BLOCKS
+from models.item_ids import ItemIds
 from models.neighbours import GRID, hash_of
 from models.ragged import Ragged
 from models.vector_index import VectorIndex
@@ -32,54 +34,14 @@ Rows = NDArray[np.int64]
 
 OPENS: Final = 1
 CLOSES: Final = 2
-NEIGHBOUR: Final = np.dtype([("row", np.int32), ("strength", np.float32)])
+# Parts of a neighbour: its row, and how strong it is to 3 decimals.
+NEIGHBOUR: Final = (np.int32, np.float16)
 
 _FIRST_CAPACITY: Final = 1_024
 _SPARE_ROWS: Final = 1_024  # rows without an item that are not worth a reordering
 _REMEMBERED: Final = 256  # settles whose changes are kept
-_DENSE: Final = 4  # with fewer rows than so many a value, a pass over all rows is cheaper
+_DENSE: Final = 4  # fewer rows than so many a value are cleared at once
 _FEW: Final = 16  # a change of more than one row in so many is told as "everything"
-
-
-class Codes:
-    """Small numbers for names, in the order of arrival; 0 is no name.
-
-    Parameters
-    ----------
-    limit
-        Bound on names; later ones are taken for none.
-
-    Examples
-    --------
-    >>> codes = Codes(limit=2)
-    >>> codes.add("shoes"), codes.add("hats"), codes.add("socks"), codes.get("hats")
-    (1, 2, 0, 2)
-    >>> codes.name(2), codes.name(0)
-    ('hats', '')
-    """
-
-    def __init__(self, limit: int = 65_535) -> None:
-        self._limit = limit
-        self._names = [""]
-        self._code_of = {"": 0}
-
-    def add(self, name: str) -> int:
-        """Return the name's code, a new one if it has none, 0 if there are too many."""
-        code = self._code_of.get(name)
-        if code is None:
-            if len(self._names) > self._limit:
-                return 0
-            code = self._code_of[name] = len(self._names)
-            self._names.append(name)
-        return code
-
-    def get(self, name: str) -> int:
-        """Return the name's code, 0 if it has none."""
-        return self._code_of.get(name, 0)
-
-    def name(self, code: int) -> str:
-        """Return the name of a code."""
-        return self._names[code]
 
 
 class Column(NamedTuple):
@@ -122,7 +84,8 @@ COLUMNS: Final = (
     Column("trend", np.uint32),  # of models.trend: comparable whatever the rows' stats_ms
     Column("trend_week", np.uint32),  # the same of the counts of half-life 7 days
     Column("trend_years", np.uint32),  # and of half-life 730 days
-    # What pairs with it is multiplied by, 0 to 1: what everybody has goes with everything.
+    # What pairs with it is multiplied by, above 0 to 1: what everybody has goes with everything.
+    # 1 until its statistics come.
     Column("rarity", np.float32),
     Column("repeat_s", np.uint32),  # usual pause before it is bought again; 0: not known
     Column("repeat_share", np.float32),  # of its buyers who come back for it, 0 to 1
@@ -144,9 +107,9 @@ class ItemRows:
     Attributes
     ----------
     item_ids
-        By row; row 0 is "".
+        By row, see `models.item_ids`; row 0 is "".
     neighbours
-        By row, of dtype `NEIGHBOUR`, the strongest first.
+        By row, rows and strengths, the strongest first.
     categories, countries
         Codes of the columns `category` and `country`.
     is_encoded
@@ -172,7 +135,7 @@ class ItemRows:
     >>> [rows.add("b"), rows.add("a"), rows.add("b"), rows.row("b")]
     [1, 2, 1, 0]
     >>> rows.settle()
-    >>> rows.item_ids, rows.row("a")
+    >>> list(rows.item_ids), rows.row("a")
     (['', 'b', 'a'], 2)
     """
 
@@ -218,20 +181,18 @@ class ItemRows:
         self.version = 0
         self.categories = Codes()
         self.countries = Codes()
-        self.neighbours = Ragged(NEIGHBOUR)
+        self.neighbours = Ragged(*NEIGHBOUR)
         self.is_encoded = False
         self.content = VectorIndex(TEXT_DIM, self._content_vectors, self._hashes)
         self.tower = VectorIndex(1, self._no_vectors, self._hashes)
         self.top_lists: dict[tuple[str, int], Any] = {}
-        self.item_ids: list[str] = [""]
-        self._row_of: dict[str, int] = {"": 0}
-        self._new: dict[str, int] = {}  # since the last settle
+        self.item_ids = ItemIds()
         self._has_windows = False
         # Rows changed by each of the last settles; None: too many to tell.
         self._changes: deque[Rows | None] = deque(maxlen=_REMEMBERED)
         # Scratch: zeros between two calls, but for the last.
         self._mark: NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self._sums: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._sums: NDArray[np.float64] = np.zeros(0)
         self._places: NDArray[np.int32] = np.zeros(0, np.int32)
         self._capacity = 0
         self._grow(min(_FIRST_CAPACITY, max_rows))
@@ -243,21 +204,21 @@ class ItemRows:
 
     def row(self, item_id: str) -> int:
         """Return the item's row, 0 for an id that had none at the last `settle`."""
-        return self._row_of.get(item_id, 0)
+        [row] = self.item_ids.settled([item_id])
+        return row
 
     def rows_of(self, item_ids: Iterable[str]) -> list[int]:
         """Return the rows of several ids, 0 for those without one."""
-        get = self._row_of.get
-        return [get(item_id, 0) for item_id in item_ids]
+        return self.item_ids.settled(item_ids)
 
     def find(self, item_id: str) -> int:
         """Return the item's row even if it is new, 0 for an id without one."""
-        return self._row_of.get(item_id) or self._new.get(item_id, 0)
+        return self.item_ids.find(item_id)
 
     def add(self, item_id: str) -> int:
         """Return the item's row, a new one if it has none, 0 if the table is full."""
         row = self.find(item_id)
-        if row:
+        if row or not item_id:
             return row
         row = self.n_rows
         if row >= self._max_rows:
@@ -265,9 +226,9 @@ class ItemRows:
             return 0
         if row >= self._capacity:
             self._grow(min(2 * self._capacity, self._max_rows))
-        self.item_ids.append(item_id)
-        self._new[item_id] = row
+        self.item_ids.add(item_id)
         self.id_hash[row] = hash_of(item_id)
+        self.rarity[row] = 1.0
         return row
 
     def touch(self, row: int) -> None:
@@ -280,8 +241,7 @@ class ItemRows:
         Returns the rows' old numbers by new number, padding included, where rows have moved;
         the caller's own arrays by row must follow. None where they stayed.
         """
-        self._row_of |= self._new
-        self._new.clear()
+        self.item_ids.settle()
         moved: Rows | None = None
         if self._is_wasteful():
             moved = np.concatenate(([0], self._kept()))
@@ -338,21 +298,40 @@ class ItemRows:
         >>> rows.tolist(), sums.tolist()
         ([2, 4], [10, 101])
         """
-        if self.n_rows < _DENSE * len(rows):
-            total = np.bincount(rows, weights=values)  # whole numbers: exact in any order
-            distinct = np.flatnonzero(total)
-            return distinct, total[distinct].astype(np.int64)
+        total = self.sums(rows, values.astype(np.float64))
+        at = np.flatnonzero(self.is_last(rows) & (total > 0))
+        return rows[at], total[at].astype(np.int64)
+
+    def sums(self, rows: Rows, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return for each place in `rows` the sum of the values at all places of that row.
+
+        `values` are whole numbers, the sums below 2^53: exact in any order.
+
+        >>> ItemRows().sums(np.array([4, 2, 4]), np.array([1.0, 10.0, 100.0])).tolist()
+        [101.0, 10.0, 101.0]
+        """
         np.add.at(self._sums, rows, values)
+        sums: NDArray[np.float64] = self._sums.take(rows)
+        # Few rows are cleared all at once.
+        self._sums[... if len(self._sums) < _DENSE * len(rows) else rows] = 0
+        return sums
+
+    def is_last(self, rows: Rows) -> NDArray[np.bool_]:
+        """Return which places of `rows` no place behind them repeats.
+
+        >>> ItemRows().is_last(np.array([4, 2, 4])).tolist()
+        [False, True, True]
+        """
         order = np.arange(len(rows), dtype=np.int32)
-        self._places[rows] = order  # of equal rows the last one's place stays
-        distinct = rows[(self._places[rows] == order) & (self._sums[rows] > 0)]
-        sums = self._sums[distinct]
-        self._sums[distinct] = 0
-        return distinct, sums
+        self._places[rows] = order
+        found: NDArray[np.bool_] = self._places.take(rows) == order
+        return found
 
     def _content_vectors(self, rows: Rows) -> NDArray[np.float32]:
         steps = (self.encoded_vectors if self.is_encoded else self.text_vectors)[rows]
-        return steps.astype(np.float32) * np.float32(1 / GRID)
+        vectors: NDArray[np.float32] = steps.astype(np.float32)
+        vectors *= np.float32(1 / GRID)
+        return vectors
 
     def _no_vectors(self, rows: Rows) -> NDArray[np.float32]:
         return np.zeros((*rows.shape, 1), np.float32)
@@ -371,7 +350,8 @@ class ItemRows:
         empty = rows[~self.is_listed[rows]]
         # Half of the empty rows stay, those with the newest statistics: their items are still
         # in users' histories.
-        by_age = sorted(empty.tolist(), key=lambda r: (-int(self.stats_ms[r]), self.item_ids[r]))
+        ids = self.item_ids
+        by_age = sorted(empty.tolist(), key=lambda row: (-int(self.stats_ms[row]), ids[row]))
         is_kept = self.is_listed[: self.n_rows].copy()
         is_kept[by_age[: len(by_age) // 2]] = True
         return rows[is_kept[1:]]
@@ -387,10 +367,9 @@ class ItemRows:
         self.content.reorder(new_of_old)
         self.tower.reorder(new_of_old)
         self.neighbours.reorder(old_of_new)
-        named = self.neighbours.values["row"]
+        named = self.neighbours.values[0]
         named[:] = new_of_old[named]  # dropped ones become padding
-        self.item_ids = [self.item_ids[row] for row in old_of_new.tolist()]
-        self._row_of = {item_id: row for row, item_id in enumerate(self.item_ids)}
+        self.item_ids.reorder(old_of_new)
 
     def _grow(self, capacity: int) -> None:
         for column in COLUMNS:
@@ -401,6 +380,6 @@ class ItemRows:
                 array[: self._capacity] = held
             setattr(self, column.name, array)
         self._mark = np.zeros(capacity, np.bool_)
-        self._sums = np.zeros(capacity, np.int64)
+        self._sums = np.zeros(capacity)
         self._places = np.zeros(capacity, np.int32)
         self._capacity = capacity

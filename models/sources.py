@@ -10,7 +10,7 @@ integers: see `models.neighbours` for why.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from models.features import EVENT_CODE, EVENT_TYPES
 from models.item_counts import hour_block
 from models.item_rows import ItemRows
-from models.neighbours import best_rows, mean_directions
+from models.neighbours import best_of_each, best_rows, mean_directions
 from models.trend import (
     FULL_TRUST,
     TOP,
@@ -42,19 +42,18 @@ _LEAST_STRENGTH: Final = 1e-30  # of a pair: less is nothing
 _SPARE: Final = 32
 _LEAST_TRUST: Final = FULL_TRUST // 4  # in a segment: it tells of more than popularity
 _LOOKED_AT: Final = 5_000  # neighbours a query
+_EVERY: Final = 8  # of their values one in so many is looked at first
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 # Two standard deviations of the cosine of unrelated texts (`models.text`): less is noise.
 LEAST_COSINE: Final = 0.25
 _HOUR_S: Final = 3_600
-_INTEREST: Final = tuple(  # by event code: what an event says about wanting the item
-    {"view": 1, "click": 2, "favorite": 3, "cart": 4, "cart_remove": -4}.get(name, 0)
-    for name in EVENT_TYPES
-)
+_SAYS: Final = {"view": 1, "click": 2, "favorite": 3, "cart": 4, "cart_remove": -4}
+_INTEREST: Final = np.array([_SAYS.get(name, 0) for name in EVENT_TYPES])  # by event code
 _IN_CART: Final = 4 * WEIGHT_UNIT
 _PURCHASE: Final = EVENT_CODE["purchase"]
 _LATELY_S: Final = 14 * 24 * _HOUR_S
-_DECAY: Final = tuple(
-    int(WEIGHT_UNIT * 2.0 ** (-hour / 24)) for hour in range(_LATELY_S // _HOUR_S)
+_DECAY: Final = np.array(
+    [int(WEIGHT_UNIT * 2.0 ** (-hour / 24)) for hour in range(_LATELY_S // _HOUR_S)]
 )
 
 
@@ -147,34 +146,60 @@ class NeighbourSource:
         n_of = np.array([len(query.recent) for query in queries])  # (B,)
         recent = np.concatenate([query.recent for query in queries])  # (R,)
         most = np.repeat(_LOOKED_AT // np.maximum(n_of, 1), n_of)
-        found, lengths = items.neighbours.take(recent, most)
-        if not len(found):
+        [others, halves], lengths = items.neighbours.take(recent, most)
+        if not len(others):
             return [_NO_ROWS] * len(queries)
+        strength = halves.astype(np.float64)
         firsts = np.concatenate(([0], np.cumsum(n_of)))
         ends = np.concatenate(([0], np.cumsum(lengths)))[firsts]  # (B + 1,)
         has_any = ends[1:] > ends[:-1]
-        strength, strongest = found["strength"], np.ones(len(queries))
+        strongest = np.ones(len(queries))
         strongest[has_any] = np.maximum.reduceat(strength, ends[:-1][has_any])
         scales = 2.0**23 / (WEIGHT_UNIT * np.maximum(strongest, _LEAST_STRENGTH))  # (B,)
         weights = np.concatenate([query.weights for query in queries]) * np.repeat(scales, n_of)
-        values = np.rint(strength * np.repeat(weights, lengths)).astype(np.int64)
-        rows = found["row"].astype(np.int64)
+        values = np.rint(strength * np.repeat(weights, lengths))
+        rows = others.astype(np.int64)
         parts = zip(queries, pairwise(ends.tolist()), strict=True)
         return [self._propose(query, rows[i:j], values[i:j]) for query, (i, j) in parts]
 
-    def _propose(self, query: Query, rows: Rows, values: NDArray[np.int64]) -> Rows:
+    def _propose(self, query: Query, rows: Rows, values: NDArray[np.float64]) -> Rows:
         items = query.items
-        found, total = items.add_up(rows, values)
-        rarity = items.rarity[found].astype(np.float64)
-        rarity[rarity == 0] = 1.0  # its statistics are yet to come
-        total = np.rint(total * rarity).astype(np.int64)
+        sums = items.sums(rows, values)
+        total = np.rint(sums * items.rarity.take(rows))
         n_looked_at = self._limit + len(query.seen) + _SPARE
-        best = best_rows(total, found, items.id_hash, n_looked_at)
-        unseen = best[~query.is_seen(best)]
-        if len(unseen) < self._limit and len(best) < len(found):
-            is_unseen = ~query.is_seen(found)
-            return best_rows(total[is_unseen], found[is_unseen], items.id_hash, self._limit)
-        return unseen[: self._limit]
+        guess = _likely_least(total, n_looked_at)
+        if guess >= 1:
+            best = self._best(items, rows, total, total >= guess, n_looked_at)
+            unseen = best[~query.is_seen(best)][: self._limit]
+            if len(best) == n_looked_at and len(unseen) == self._limit:
+                return unseen
+        return self._best(items, rows, total, (sums > 0) & ~query.is_seen(rows), self._limit)
+
+    @staticmethod
+    def _best(
+        items: ItemRows,
+        rows: Rows,
+        total: NDArray[np.float64],
+        is_looked_at: NDArray[np.bool_],
+        limit: int,
+    ) -> Rows:
+        """Return the best of those rows that are looked at; of equal rows all are, or none."""
+        at = np.flatnonzero(is_looked_at)
+        found = rows[at]
+        at = at[items.is_last(found)]
+        return best_rows(total[at].astype(np.int64), rows[at], items.id_hash, limit)
+
+
+def _likely_least(values: NDArray[np.float64], limit: int) -> float:
+    """Return what about three times `limit` values reach, by a look at a few; 0: too few.
+
+    Three times, for the best rows are those that are found several times.
+    """
+    sample = values[::_EVERY]
+    n_wanted = 3 * limit // _EVERY + 1
+    if n_wanted >= len(sample):
+        return 0.0
+    return float(np.partition(sample, -n_wanted)[-n_wanted])
 
 
 class ContentSource:
@@ -217,10 +242,12 @@ class ContentSource:
         return self._without_copies(query, rows[~query.is_seen(rows)])
 
     def _without_copies(self, query: Query, rows: Rows) -> Rows:
-        keys = query.items.text_key
-        known = set(keys[query.recent].tolist())
-        kept: list[int] = []
-        for row, key in zip(rows.tolist(), keys[rows].tolist(), strict=True):
+        of_recent, of_rows = (query.items.text_key.take(own) for own in (query.recent, rows))
+        ordered = np.sort(np.concatenate([of_recent, of_rows]))
+        if (ordered[1:] != ordered[:-1]).all():
+            return rows[: self._limit]
+        known, kept = set(of_recent.tolist()), list[int]()
+        for row, key in zip(rows.tolist(), of_rows.tolist(), strict=True):
             if key not in known:
                 known.add(key)
                 kept.append(row)
@@ -310,30 +337,52 @@ class UnfinishedSource:
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return rows of the history and the cart, most wanted first."""
-        return [self._propose(query) for query in queries]
+        found = self._interest(queries)
+        for b, query in enumerate(queries):
+            if query.cart:
+                found[b] = self._with_cart(query, *found[b])
+        sizes = np.array([len(rows) for rows, _ in found])
+        is_own = np.arange(sizes.max()) < sizes[:, None]  # (B, L)
+        rows, values = np.zeros(is_own.shape, np.int64), np.zeros(is_own.shape, np.int64)
+        rows[is_own], values[is_own] = (np.concatenate(own) for own in zip(*found, strict=True))
+        values[values <= 0] = -1
+        best = best_of_each(values, queries[0].items.id_hash[rows], len(rows[0]) or 1)
+        wanted = [own[places] for own, places in zip(rows, best, strict=True)]
+        pairs = zip(queries, wanted, strict=True)
+        return [own[~query.is_closed(own)][: self._limit] for query, own in pairs]
 
-    def _propose(self, query: Query) -> Rows:
-        value = self._interest(query)
+    def _with_cart(
+        self, query: Query, rows: Rows, values: NDArray[np.int64]
+    ) -> tuple[Rows, NDArray[np.int64]]:
+        value = dict(zip(rows.tolist(), values.tolist(), strict=True))
         cart = query.cart[:200]
         for place, row in enumerate(cart):
             # At most 50 events of weight 4 and this: below 2^24, so the cart's order stands.
             first = (len(cart) - place) << 24 if query.lead == self.name else 0
             value[row] = max(value.get(row, 0), 0) + _IN_CART + first
         rows = np.fromiter(value.keys(), np.int64, len(value))
-        values = np.fromiter(value.values(), np.int64, len(value))
-        is_wanted = (values > 0) & ~query.is_closed(rows)
-        rows, values, items = rows[is_wanted], values[is_wanted], query.items
-        return best_rows(values, rows, items.id_hash, self._limit)
+        return rows, np.fromiter(value.values(), np.int64, len(value))
 
-    def _interest(self, query: Query) -> dict[int, int]:
-        value: dict[int, int] = {}
-        finished = {0}
-        for row, code, age_s in zip(query.history, query.types, query.age_s, strict=True):
-            if age_s >= _LATELY_S:
-                break  # newest first: the rest is older still
-            if code == _PURCHASE:
-                finished.add(row)  # what came before is settled, a view after it counts
-            elif row not in finished:
-                weight = _INTEREST[code] * _DECAY[age_s // _HOUR_S]
-                value[row] = value.get(row, 0) + weight
-        return value
+    @staticmethod
+    def _interest(queries: Sequence[Query]) -> list[tuple[Rows, NDArray[np.int64]]]:
+        """Return the rows of each history and how much each is wanted."""
+        sizes = [len(query.history) for query in queries]
+        owners = np.repeat(np.arange(len(queries)), sizes)
+        lists = zip(*((query.history, query.types, query.age_s) for query in queries), strict=True)
+        rows, codes, age_s = (np.fromiter(chain.from_iterable(own), np.int64) for own in lists)
+        at = np.flatnonzero((age_s < _LATELY_S) & (rows > 0))
+        at = at[np.argsort(owners[at] * queries[0].items.n_rows + rows[at], kind="stable")]
+        owners, rows, codes = owners[at], rows[at], codes[at]  # by query and row, newest first
+        is_first = np.ones(len(at), np.bool_)
+        is_first[1:] = (rows[1:] != rows[:-1]) | (owners[1:] != owners[:-1])
+        starts = np.flatnonzero(is_first)
+        # What came before a purchase is settled, a view after it counts.
+        is_bought = codes == _PURCHASE
+        n_bought = np.cumsum(is_bought)
+        earlier = (n_bought - is_bought)[starts]
+        is_settled = n_bought > np.repeat(earlier, np.diff(starts, append=len(at)))
+        values = np.where(is_settled, 0, _INTEREST[codes] * _DECAY[age_s[at] // _HOUR_S])
+        values = np.add.reduceat(values, starts) if len(at) else values
+        rows = rows[starts]
+        ends = np.searchsorted(owners[starts], np.arange(len(queries) + 1)).tolist()
+        return [(rows[start:end], values[start:end]) for start, end in pairwise(ends)]

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from models.features import TEXT_DIM
 from models.item_counts import COUNTRIES, HOUR_BLOCKS, INTEREST, NEIGHBOURS
-from models.item_rows import CLOSES, NEIGHBOUR, OPENS, ItemRows
-from models.item_vectors import Embed, ItemVectors
+from models.item_rows import CLOSES, OPENS, ItemRows
+from models.item_vectors import Embed, ItemVectors, widened
 from models.neighbours import GRID, to_grid
 from models.ragged import Ragged
 from models.text import encode_texts
@@ -45,6 +45,7 @@ _OF_WEEK: Final = tuple(
 _RARITY_POWER: Final = 0.25
 _RARITY_PRIOR: Final = 5.0  # weighted interactions
 _REPEAT_PRIOR: Final = 10.0  # purchases: a single one that came back says little
+_STRONGEST: Final = 65_504.0  # pair: the largest float16
 _AT_ONCE: Final = 65_536  # rows whose vectors are looked at in one call, 16 MB
 _DECODED: Final = 4_096  # items kept ready to be shown, 1 kB each
 # Length of a typical student vector in the index, where 1 is the bound: columns have room for 4
@@ -87,9 +88,9 @@ class Catalogue(ItemRows):
 
     Notes
     -----
-    About 1 kB an item with statistics, 12 neighbours, a short title and the vectors of a student,
-    which are a third of it (`python -m bench.index`). Applying an item takes 45 µs, 30 of them its
-    words, statistics with 50 neighbours 25 µs.
+    0.86 kB an item with statistics, 12 neighbours, a short title and the vectors of a student,
+    which are a quarter of it (`python -m bench.index`). Applying an item takes 45 µs, 30 of them
+    its words, statistics with 50 neighbours 25 µs.
 
     Examples
     --------
@@ -201,7 +202,7 @@ class Catalogue(ItemRows):
                 return None
             if len(self._decoded) >= _DECODED:
                 self._decoded.clear()
-            item = self._decoded[item_id] = _item(item_id, self._documents.get(row).tobytes())
+            item = self._decoded[item_id] = _item(item_id, self._documents.get(row)[0].tobytes())
         return item
 
     def apply_stats(self, stats: ItemStats) -> None:
@@ -236,16 +237,17 @@ class Catalogue(ItemRows):
         for slot, (country, count) in enumerate(list(stats.by_country.items())[:COUNTRIES]):
             self.country[row, slot] = self.countries.add(country)
             self.country_trend[row, slot] = trend_value(count, as_of)
-        pairs = [(self.add(other), strength) for other, strength in stats.neighbours[:NEIGHBOURS]]
-        self.neighbours.put(row, np.array(pairs, NEIGHBOUR))
+        pairs = stats.neighbours[:NEIGHBOURS]
+        others = [self.add(other) for other, _ in pairs]
+        self.neighbours.put(row, others, [min(strength, _STRONGEST) for _, strength in pairs])
 
     @property
-    def item_table(self) -> NDArray[np.float32]:
-        """The student's vectors by row, float32, shape (n_rows, M), row 0 zeros.
+    def item_table(self) -> NDArray[np.float16]:
+        """The student's vectors by row, float16, shape (n_rows, M), row 0 zeros.
 
         C-contiguous; (1, 0) without an embedder or items. Read it anew after each refresh.
         """
-        return self._vectors.table if self._vectors else np.zeros((1, 0), np.float32)
+        return self._vectors.table if self._vectors else np.zeros((1, 0), np.float16)
 
     def set_embedder(self, embed: Embed, length: float = 1.0) -> None:
         """Serve another student from now on: `refresh` is called, all rows get its vectors.
@@ -274,7 +276,8 @@ class Catalogue(ItemRows):
         self._follow(self.content, touched, self.is_recoded[touched])
         if self._vectors:
             reworded = np.flatnonzero(self.is_reworded[: self.n_rows]).tolist()
-            embedded = self._vectors.update(self.item_ids, self._text_vectors, reworded)
+            named = self.item_ids.named
+            embedded = self._vectors.update(self.n_rows, named, self._text_vectors, reworded)
             dim = self._vectors.table.shape[1]
             if len(self.tower) == 0 and dim:
                 self.tower = VectorIndex(dim, self._student_vectors, self._hashes, length=_TYPICAL)
@@ -320,10 +323,15 @@ class Catalogue(ItemRows):
 
     def _student_vectors(self, rows: Rows) -> NDArray[np.float32]:
         table = self.item_table
-        steps = np.rint(table[rows] * np.float32(_TYPICAL / self._length * GRID))
+        # In place: a batch asks for half a million columns.
+        vectors = widened(table[rows])
+        vectors *= np.float32(_TYPICAL / self._length * GRID)
+        np.rint(vectors, out=vectors)
         # No column is longer than what keeps the whole vector within 1.
         most = np.float32(GRID // np.sqrt(table.shape[1]))
-        vectors: NDArray[np.float32] = np.clip(steps, -most, most) * np.float32(1 / GRID)
+        np.minimum(vectors, most, out=vectors)
+        np.maximum(vectors, -most, out=vectors)
+        vectors *= np.float32(1 / GRID)
         return vectors
 
 

@@ -17,10 +17,10 @@ def test_the_last_values_of_a_row_are_its_values(puts, asked) -> None:
     for row, values in puts:
         lists.put(row, values)
         wanted[row] = values
-    values, lengths = lists.take(np.array(asked, np.int64))
+    [values], lengths = lists.take(np.array(asked, np.int64))
     assert values.tolist() == [value for row in asked for value in wanted.get(row, [])]
     assert lengths.tolist() == [len(wanted.get(row, [])) for row in asked]
-    assert all(lists.get(row).tolist() == wanted.get(row, []) for row in range(60))
+    assert all(lists.get(row)[0].tolist() == wanted.get(row, []) for row in range(60))
 
 
 @given(PUTS, st.lists(st.integers(0, 40), unique=True))
@@ -31,15 +31,25 @@ def test_rows_that_are_kept_take_their_values_along(puts, kept) -> None:
         wanted[row] = values
     lists.reorder(np.array(kept, np.int64))
     for new, old in enumerate(kept):
-        assert lists.get(new).tolist() == wanted.get(old, [])
+        assert lists.get(new)[0].tolist() == wanted.get(old, [])
     lists.put(len(kept), [1, 2])
-    assert lists.get(len(kept)).tolist() == [1, 2]
+    assert lists.get(len(kept))[0].tolist() == [1, 2]
 
 
 def test_the_room_is_bounded_whatever_is_put() -> None:
     lists, rng = Ragged(np.int32), np.random.default_rng(0)
     for n in rng.integers(0, 100, 20_000).tolist():
         lists.put(n % 50, np.full(n, n))
-    values, lengths = lists.take(np.arange(50))
-    assert len(lists.values) <= 2 * 4_096 + 4 * lengths.sum()
+    [values], lengths = lists.take(np.arange(50))
+    assert len(lists.values[0]) <= 2 * 4_096 + 4 * lengths.sum()
     assert (np.repeat(lengths, lengths) == values).all()
+
+
+def test_the_parts_of_a_value_stay_together() -> None:
+    lists = Ragged(np.int32, np.float16)
+    lists.put(1, [5, 6], [0.5, 0.25])
+    lists.put(3, [7], [2.0])
+    lists.reorder(np.array([3, 1]))
+    [numbers, shares], lengths = lists.take(np.array([1, 0]))
+    assert (numbers.tolist(), shares.tolist()) == ([5, 6, 7], [0.5, 0.25, 2.0])
+    assert lengths.tolist() == [2, 1]

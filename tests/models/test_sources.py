@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.item_rows import NEIGHBOUR, ItemRows
+from models.item_rows import ItemRows
 from models.sources import WEIGHT_UNIT, ContentSource, NeighbourSource, Query, TrendSource
 from models.text import encode_texts
 from tests.models.moments import items_of, query
@@ -16,8 +16,7 @@ def shop() -> ItemRows:
     rng = np.random.default_rng(0)
     items = items_of([f"i{n}" for n in range(N)], trend=rng.integers(0, 5, N))
     for row in range(1, N + 1):
-        pairs = zip(rng.integers(1, N + 1, row % 7), rng.random(row % 7), strict=True)
-        items.neighbours.put(row, np.array(list(pairs), NEIGHBOUR))
+        items.neighbours.put(row, rng.integers(1, N + 1, row % 7), rng.random(row % 7))
         words = encode_texts([f"word{row % 5} word{row % 3} of{row}"])
         items.text_vectors[row] = np.rint(words[0] * 2_048)
     items.content.put(np.arange(1, N + 1))
