@@ -1,10 +1,10 @@
 """Fusion of modes: NDCG@10 with and without each mode, before and after training on behaviour.
 
-    python -m bench.fusion [--encoder hash] [--retail PATH] [--movielens PATH] [--epochs N]
+    python -m bench.fusion [--encoder hash] [--retail PATH] [--movielens PATH] [--seeds N]
 
-Real    what users did, and all words: titles of online-retail; titles, genres and tags of
-        ml-latest-small, where genres and tags (those given before the test) stand as two more
-        modes of their own beside the titles.
+Real    what users did, and all words. "one text" is what `pushflow train fusion` makes of these
+        data: title, genres and description together. In ml-latest-small titles, genres and tags
+        (those given before the test) stand once more as three modes side by side.
 Planted image and audio vectors of online-retail, for the data have neither. An item's image is
         made of its place among who bought what (the first 16 factors of all invoices, those of
         the test too, so that items new in the test have a look), turned into 256 columns, under
@@ -16,15 +16,18 @@ Leaves out  popularity, behaviour itself and the merge: see `pushflow evaluate c
 The mean direction of a user's last 20 items ranks the whole catalogue, but what they know. In
 online-retail it is asked before each invoice of the last tenth of time for the items of it that
 are new to the customer, from what was bought before that invoice; in ml-latest-small for the
-next film rated. Cold items were met by nobody in training. Ties count against the ranker. `start`
-is the fusion that is fitted to the catalogue alone, `trained` what behaviour made of it, and a
-row leaves the named modes to both: the fusion is the same one.
+next film rated. Cold items were met by nobody in training. Ties count against the ranker.
+`untrained` is the fusion that is fitted to the catalogue alone, `trained` what the command keeps
+after training: the mean and the standard deviation over seeds. How far it goes, and whether at
+all, is chosen on the tenth of time before (`models.fusion_judge`), as the settings were; the test
+is asked once. A row leaves the named modes to both: the fusion is the same one.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,31 +37,44 @@ from numpy.typing import NDArray
 from flows.fusion import histories_of
 from flows.recorded import Recording, movielens, retail
 from flows.training import recorded_events, recorded_items
-from models.dataset import Histories, popularity, requests_at, time_split
+from models.dataset import Histories, requests_at, time_split
 from models.encoders import TextEncoder, load_encoder, mean_of_texts
 from models.evaluate import ranks
 from models.fusion import Fusion, ModeVectors
-from models.fusion_training import FusionConfig, content_scores, new_targets, train_fusion
+from models.fusion_judge import content_scores, split_targets, thinned
+from models.fusion_training import FusionConfig, train_fusion
+from operators.item_text import texts_of
 from operators.messages import Item
 
 RETAIL = Path("../shared/data/online-retail/online_retail.csv.gz")
 MOVIELENS = Path("../shared/data/ml-latest-small")
 GAP_S = 1_800
-MAX_REQUESTS = 4_000
+MAX_REQUESTS = 2_000  # for warm items, and as many for cold ones
 IMAGE_COLUMNS, AUDIO_COLUMNS, FACTORS = 256, 128, 16
 SHARE_WITH_MEDIA = 2 / 3
+BEGAN = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"{time.monotonic() - BEGAN:6.0f} s  {text}", flush=True)
+
+
+class Asked(NamedTuple):
+    """Requests: `at` is the events whose moment asks, `wanted` the item numbers from 0; (R,)."""
+
+    at: NDArray[np.int64]
+    wanted: NDArray[np.int64]
 
 
 class Data(NamedTuple):
-    """One data set: `names` is what each mode holds, `asked_at` the events whose moment asks."""
+    """One data set: `names` is what each mode holds, in the order of text, image and audio."""
 
     name: str
     names: Sequence[str]
     histories: Histories
     vectors: ModeVectors
-    is_cold: NDArray[np.bool_]  # shape (N,)
-    asked_at: NDArray[np.int64]  # shape (R,), events
-    wanted: NDArray[np.int64]  # shape (R,), item numbers from 0
+    warm: Asked
+    cold: Asked
 
 
 def planted(histories: Histories, n_items: int, rng: np.random.Generator) -> ModeVectors:
@@ -81,9 +97,7 @@ def planted(histories: Histories, n_items: int, rng: np.random.Generator) -> Mod
     return ModeVectors(None, image.astype(np.float32), audio.astype(np.float32))
 
 
-def before_invoices(
-    histories: Histories, targets: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def before_invoices(histories: Histories, targets: NDArray[np.int64]) -> Asked:
     """Return each target's item, asked for at the first event of its invoice."""
     users = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offsets))
     is_start = np.ones(len(users), np.bool_)
@@ -91,7 +105,23 @@ def before_invoices(
     starts = np.flatnonzero(is_start)
     asked_at = starts[np.searchsorted(starts, targets, side="right") - 1]
     has_past = asked_at > histories.offsets[users[targets]]
-    return asked_at[has_past], histories.rows[targets[has_past]] - 1
+    kept = thinned(np.flatnonzero(has_past), MAX_REQUESTS)
+    return Asked(asked_at[kept], histories.rows[targets[kept]] - 1)
+
+
+def as_they_come(histories: Histories, targets: NDArray[np.int64]) -> Asked:
+    """Return each target's item, asked for just before it."""
+    kept = thinned(targets, MAX_REQUESTS)
+    return Asked(kept, histories.rows[kept] - 1)
+
+
+def asked(
+    histories: Histories, ask: Callable[[Histories, NDArray[np.int64]], Asked]
+) -> tuple[Asked, Asked]:
+    """Return the requests of the test for warm items, then for those that nobody trained on."""
+    first, second = cuts_of(histories)
+    warm, cold = split_targets(histories, second, None, cold_s=first)
+    return ask(histories, warm), ask(histories, cold)
 
 
 def load(recording: Recording) -> tuple[list[Item], Histories]:
@@ -104,118 +134,148 @@ def cuts_of(histories: Histories) -> tuple[int, int]:
     return time_split(histories, validation=config.validation, test=config.test)
 
 
-def retail_data(path: Path, text: TextEncoder) -> Data:
+def one_text(name: str, data: Data, items: Sequence[Item], text: TextEncoder) -> Data:
+    """Return the data with all words of an item in one text, as the command takes them."""
+    words = mean_of_texts(text, [texts_of(item) for item in items])
+    return data._replace(name=name, names=("one text (real)",), vectors=ModeVectors(words))
+
+
+def retail_data(path: Path, text: TextEncoder) -> list[Data]:
     items, histories = load(retail(path))
-    first, second = cuts_of(histories)
     media = planted(histories, len(items), np.random.default_rng(0))
     words = mean_of_texts(text, [[item.title] for item in items])
-    targets = new_targets(histories, second, None, limit=3 * MAX_REQUESTS)
-    asked_at, wanted = before_invoices(histories, targets)
-    return Data(
+    data = Data(
         "online-retail",
         ("title (real)", "image (planted)", "noise (planted)"),
         histories,
         media._replace(text=words),
-        popularity(histories, len(items), until_s=first)[1:] == 0,
-        asked_at[:MAX_REQUESTS],
-        wanted[:MAX_REQUESTS],
+        *asked(histories, before_invoices),
     )
+    return [one_text("online-retail, one text", data, items, text), data]
 
 
-def movielens_data(path: Path, text: TextEncoder) -> Data:
+def movielens_data(path: Path, text: TextEncoder) -> list[Data]:
     recording = movielens(path)
     items, histories = load(recording)
-    first, second = cuts_of(histories)
+    test_ms = cuts_of(histories)[1] * 1_000
     tags: dict[str, list[str]] = {}
     for event in recorded_events(recording):
-        if event.type == "comment" and event.item_id and event.time_ms < second * 1_000:
+        if event.type == "comment" and event.item_id and event.time_ms < test_ms:
             tags.setdefault(event.item_id, []).append(event.text or "")
     given = [
         [[item.title] for item in items],
         [[" ".join(item.categories)] for item in items],
-        [[" ".join(tags.get(item.item_id, []))] for item in items],
+        [[" ".join(tags.get(item.item_id, ()))] for item in items],
     ]
-    targets = new_targets(histories, second, None, limit=MAX_REQUESTS)
-    return Data(
+    data = Data(
         "ml-latest-small",
         ("title (real)", "genres (real)", "tags (real)"),
         histories,
         ModeVectors(*(mean_of_texts(text, texts) for texts in given)),
-        popularity(histories, len(items), until_s=first)[1:] == 0,
-        targets,
-        histories.rows[targets] - 1,
+        *asked(histories, as_they_come),
     )
+    return [one_text("ml-latest-small, one text", data, items, text), data]
 
 
-def rank_of(table: NDArray[np.float32], data: Data) -> NDArray[np.int64]:
+def rank_of(table: NDArray[np.float32], data: Data, of: Asked) -> NDArray[np.int64]:
     """Return the rank of each wanted item, shape (R,)."""
     score = content_scores(table)
-    found = []
-    for start in range(0, len(data.wanted), 256):
+    found = [np.empty(0, np.int64)]
+    for start in range(0, len(of.wanted), 256):
         part = slice(start, start + 256)
-        scores = score(requests_at(data.histories, data.asked_at[part]))
-        found.append(ranks(scores, np.arange(len(scores)), data.wanted[part]))
+        scores = score(requests_at(data.histories, of.at[part]))
+        found.append(ranks(scores, np.arange(len(scores)), of.wanted[part]))
     return np.concatenate(found)
 
 
-def ndcg(rank: NDArray[np.int64]) -> float:
-    return float(np.where(rank <= 10, 1 / np.log2(1.0 + rank), 0.0).mean()) if len(rank) else 0.0
+def measured(fusion: Fusion, vectors: ModeVectors, data: Data) -> dict[str, float]:
+    """Return NDCG@10 and recall@100, warm and cold."""
+    table, row = fusion.fuse(*vectors), {}
+    for name, of in (("warm", data.warm), ("cold", data.cold)):
+        rank = rank_of(table, data, of)
+        gains = np.where(rank <= 10, 1 / np.log2(1.0 + rank), 0.0)
+        row[f"{name} ndcg@10"] = float(gains.mean()) if len(rank) else 0.0
+        row[f"{name} recall@100"] = float((rank <= 100).mean()) if len(rank) else 0.0
+    return row
 
 
-def measure(data: Data, config: FusionConfig, seed: int) -> dict[str, dict[str, float]]:
-    """Return NDCG@10 and recall@100 by the modes that are left, before and after training."""
+def rows_of(data: Data) -> dict[str, ModeVectors]:
+    """Return the vectors by the modes that are left: all, without each, text alone."""
+    there = [m for m, x in enumerate(data.vectors) if x is not None]
+    if len(there) == 1:
+        return {data.names[0]: data.vectors}
+    left = {"all": there}
+    left |= {f"without {data.names[m]}": [n for n in there if n != m] for m in there}
+    left |= {f"{data.names[0]} alone": [0]}
+    return {
+        name: ModeVectors(*(x if m in modes else None for m, x in enumerate(data.vectors)))
+        for name, modes in left.items()
+    }
+
+
+def trained(data: Data, seed: int) -> Fusion:
+    """Return what training keeps."""
     with tempfile.TemporaryDirectory() as folder:
-        result = train_fusion(
-            data.histories, data.vectors, path=Path(folder) / "f", config=config, seed=seed
+        path = Path(folder) / "fusion.pff"
+        result = train_fusion(data.histories, data.vectors, path=path, seed=seed)
+        told = result.metrics
+        say(
+            f"{data.name}, seed {seed}: {told['epochs']:.0f} epochs, share {told['share']:.2f}, "
+            f"on validation warm {told['warm_gain']:+.4f}, cold {told['cold_gain']:+.4f}"
         )
-        trained = Fusion.load(result.path)
-    fusions = {"start": Fusion.fitted(*data.vectors), "trained": trained}
-    is_cold = data.is_cold[data.wanted]
-    table: dict[str, dict[str, float]] = {}
-    for left in ((0, 1, 2), (0, 1), (0, 2), (1, 2), (0,), (1,), (2,)):
-        vectors = ModeVectors(*(x if m in left else None for m, x in enumerate(data.vectors)))
-        row = {}
-        for name, fusion in fusions.items():
-            rank = rank_of(fusion.fuse(*vectors), data)
-            row[f"{name} ndcg@10"] = ndcg(rank)
-            row[f"{name} recall@100"] = float((rank <= 100).mean())
-            row[f"{name} cold recall@100"] = float((rank[is_cold] <= 100).mean())
-        table[" + ".join(data.names[m] for m in left)] = row
-    shares = trained.blend(*data.vectors)[1].mean(axis=0)
-    print(
-        f"{data.name}: {len(data.is_cold)} items, {len(data.wanted)} requests, "
-        f"{int(is_cold.sum())} of them for cold items; {result.metrics['epochs']:.0f} epochs"
-    )
-    print(f"{'':52s}     start                  trained\n{'':52s}" + "  ndcg  r@100   cold" * 2)
-    for name, row in table.items():
-        print(f"  {name:50s}" + "".join(f" {value:6.4f}" for value in row.values()))
-    print(
-        "  mean share of the gate: "
-        + ", ".join(f"{name} {share:.2f}" for name, share in zip(data.names, shares, strict=True))
-    )
-    return table
+        return Fusion.load(path)
+
+
+def compare(data: Data, n_seeds: int) -> dict[str, dict[str, list[float]]]:
+    """Return each row's measures: untrained, then trained by each seed."""
+    say(f"{data.name}: {len(data.warm.at)} requests for warm items, {len(data.cold.at)} for cold")
+    fusions = [Fusion.fitted(*data.vectors)]
+    fusions += [trained(data, seed) for seed in range(1, n_seeds + 1)]
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, vectors in rows_of(data).items():
+        rows = [measured(fusion, vectors, data) for fusion in fusions]
+        found[name] = {key: [row[key] for row in rows] for key in rows[0]}
+    return found
+
+
+def print_table(found: dict[str, dict[str, dict[str, list[float]]]]) -> None:
+    kinds = ("warm ndcg@10", "cold ndcg@10", "cold recall@100")
+    print(f"\n{'':44}" + "".join(f"{kind:>26}" for kind in kinds))
+    print(f"{'':44}" + f"{'untrained':>10}{'trained':>16}" * len(kinds))
+    for data, rows in found.items():
+        print(data)
+        for name, row in rows.items():
+            cells = [
+                f"{row[kind][0]:10.4f}{np.mean(row[kind][1:]):9.4f} ±{np.std(row[kind][1:]):.4f}"
+                for kind in kinds
+            ]
+            print(f"  {name:42}" + "".join(cells))
 
 
 def main() -> None:
+    """Print progress, a table, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--encoder", default="hash")
     parser.add_argument("--retail", type=Path, default=RETAIL)
     parser.add_argument("--movielens", type=Path, default=MOVIELENS)
-    parser.add_argument("--epochs", type=int, default=FusionConfig.epochs)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     text = load_encoder(args.encoder)
-    config = FusionConfig(epochs=args.epochs)
-    result: dict[str, object] = {"bench": "fusion", "encoder": text.id, "seed": args.seed}
-    for path, make in ((args.retail, retail_data), (args.movielens, movielens_data)):
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for path, make in ((args.movielens, movielens_data), (args.retail, retail_data)):
         if path.exists():
-            data = make(path, text)
-            table = measure(data, config, args.seed)
-            result[data.name] = {
-                name: {key: round(value, 4) for key, value in row.items()}
-                for name, row in table.items()
-            }
-    print(json.dumps(result))
+            say(f"reading {path}")
+            for data in make(path, text):
+                found[data.name] = compare(data, args.seeds)
+    print_table(found)
+    rounded = {
+        data: {
+            name: {key: [round(value, 4) for value in values] for key, values in row.items()}
+            for name, row in rows.items()
+        }
+        for data, rows in found.items()
+    }
+    print(json.dumps({"bench": "fusion", "encoder": text.id, "seeds": args.seeds, **rounded}))
 
 
 if __name__ == "__main__":

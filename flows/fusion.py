@@ -78,7 +78,7 @@ def teach_fusion(
         fitting = progress.add_task("training", total=None)
 
         def show(at: TrainingProgress) -> None:
-            text = f"epoch {at.epoch}, loss {at.loss:.3f}, validation NDCG@10 {at.ndcg:.4f}"
+            text = f"epoch {at.epoch}, loss {at.loss:.3f}, gained {at.ndcg:+.4f}"
             progress.update(fitting, description=text, completed=at.done, total=at.total)
 
         return train_fusion(
@@ -150,6 +150,16 @@ def histories_of(
 def tell(console: Console, result: TrainResult) -> None:
     """Print where the file is, and how good it is."""
     console.print(f"-> {result.path} (id {result.version})")
+    found = result.metrics
+    if found.get("share") == 0.0:
+        console.print(
+            "Training did not surely help, so the file holds the untrained fusion, that of "
+            "--epochs 0. On events after those it learned from, NDCG@100 changed by "
+            f"{found['cold_gain']:+.4f} ± {found['cold_gain_error']:.4f} for items that nobody had "
+            f"had ({found['cold_gain_requests']:.0f} requests) and by "
+            f"{found['warm_gain']:+.4f} ± {found['warm_gain_error']:.4f} for the others.",
+            highlight=False,
+        )
     for name, value in result.metrics.items():
         console.print(f"  {name:24} {value:.4f}", highlight=False)
 

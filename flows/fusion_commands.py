@@ -37,7 +37,8 @@ __MEDIA_ROOTS. Items may bring image_vector and audio_vector in their place.
 
 1. pushflow train fusion topics --out fusion.pff
 2. Compare ndcg@10 with start_ndcg@10 (the same without behaviour) and with
-without_image_ndcg@10: if a mode adds nothing, leave it out.
+without_image_ndcg@10: if a mode adds nothing, leave it out. Where training helps items that
+nobody has had yet no more than chance would, the command says so and keeps the untrained fusion.
 3. PUSHFLOW_CATALOG__FUSION_PATH=fusion.pff for catalog and decide, then start catalog:
 it encodes all items anew, and decide changes over when the last one is there.
 
@@ -75,7 +76,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         path: Annotated[Path, typer.Argument(help="online_retail.csv or .csv.gz", exists=True)],
         out: Out = Path("fusion.pff"),
         until: Until = None,
-        epochs: Epochs = 12,
+        epochs: Epochs = 6,
         seed: Seed = 1,
     ) -> None:
         """Train on an online shop's invoices."""
@@ -90,7 +91,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         path: Annotated[Path, typer.Argument(help="Folder with ratings.csv and movies.csv.")],
         out: Out = Path("fusion.pff"),
         until: Until = None,
-        epochs: Epochs = 12,
+        epochs: Epochs = 6,
         seed: Seed = 1,
     ) -> None:
         """Train on MovieLens ratings."""
@@ -103,7 +104,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         train(recorded_events(recording, until), recorded_items(recording), out, epochs, seed)
 
     @app.command()
-    def topics(out: Out = Path("fusion.pff"), epochs: Epochs = 12, seed: Seed = 1) -> None:
+    def topics(out: Out = Path("fusion.pff"), epochs: Epochs = 6, seed: Seed = 1) -> None:
         """Train on what push.events.v1 and push.items.v1 hold now."""
         from flows.training import topic_events, topic_items
 

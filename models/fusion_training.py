@@ -12,7 +12,8 @@ corrected, it says which items belong together, and an item that nobody met yet 
 
 At each meeting an item loses some of its modes by chance, so that a text alone, or an image
 alone, lands where the whole item would: the partner is the same. The network starts from the
-main directions of the catalogue (`Fusion.fitted`), which is what it has to beat.
+main directions of the catalogue (`Fusion.fitted`), which is what it has to beat: by the rule of
+`models.fusion_judge`, on a stretch of time of its own, or the start is what is kept.
 
 Time is cut as in `models.train`, and the same input, seed and thread count give the same file.
 `FusionNet` is a module like any other: a student or teacher may train it as its item encoder.
@@ -36,20 +37,19 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.dataset import (
-    TARGET_WEIGHT,
-    Histories,
-    Requests,
-    popularity,
-    targets_between,
-    time_split,
-)
+from models.dataset import TARGET_WEIGHT, Histories, time_split
 from models.evaluate import next_item_metrics, next_item_ranks
-from models.features import TEXT_DIM
 from models.fusion import MODES, Fusion, ModeVectors, ModeWeights, unit_rows
+from models.fusion_judge import (
+    Choice,
+    Judge,
+    content_scores,
+    new_targets,
+    split_targets,
+    thinned,
+)
 from models.train import Progress, TrainResult, deterministic, rate
 
-_N_RECENT: Final = 20  # items of a history that ask, as in models.sources.ContentSource
 _MAX_SCALE: Final = 50.0  # of cosines in the loss: beyond, one wrong pair decides a batch
 _FIRST_SCALE: Final = 10.0
 _MASKED: Final = -1e9
@@ -58,20 +58,20 @@ _GATE_FASTER: Final = 10.0  # at the rate of the projections it hardly leaves it
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """How to train; defaults by `python -m bench.fusion`."""
+    """How to train; chosen on the validation of the data of `bench.fusion`, warm and cold alike."""
 
-    epochs: int = 12  # at most
-    patience: int = 3  # epochs without a better validation NDCG@10
+    epochs: int = 6  # at most
+    patience: int = 2  # epochs without a larger gain
     batch_size: int = 512  # pairs, each the wrong answer of all others
-    learning_rate: float = 1e-3  # faster fits the items that are met, and loses the cold ones
-    popularity: float = 0.5  # share of the correction: 0 is best for cold items, 1 for warm ones
+    learning_rate: float = 2e-3
+    popularity: float = 0.25  # share of the correction: 0 is best for cold items, 1 for warm ones
     mode_dropout: float = 0.3  # chance that an item loses a mode, where another is left
     session_gap_s: int = 1_800  # seconds between two events of one session, at most
     span: int = 20  # events between the two of a pair, at most: long sessions drift
     pairs: int = 50_000  # of an epoch, at most: 2 s on one core
     validation: float = 0.1  # share of events
     test: float = 0.1  # share of events, the newest
-    max_requests: int = 2_000  # of validation and test
+    max_requests: int = 2_000  # of validation, warm and cold items each, and of test
     threads: int = 1
 
 
@@ -174,8 +174,10 @@ def train_fusion(
     Returns
     -------
     TrainResult
-        `version` is the fusion's id. `metrics` has NDCG@10 and hit rates on the newest stretch
-        of time, of items that are new to the user: of the fusion, of the one it started from
+        `version` is the fusion's id. `metrics` has how far it went from its start, as `share` (0:
+        training did not help, and the start is what the file holds), what it gained in NDCG@100
+        before the test (`warm_gain`, `cold_gain`), and NDCG@10 and hit rates on the newest
+        stretch of time, of items that are new to the user: of the fusion, of its start
         (`start_`), without each mode (`without_`), and for items that nobody met in training
         (`cold_`).
 
@@ -187,15 +189,20 @@ def train_fusion(
     config = config or FusionConfig()
     cuts = time_split(histories, validation=config.validation, test=config.test)
     start = Fusion.fitted(*vectors, encoders=encoders)
+    judge = Judge(start, vectors, histories, *cuts, limit=config.max_requests)
     with deterministic(seed, config.threads):
-        trainer = _Trainer(FusionNet(start), histories, vectors, cuts, config=config, seed=seed)
-        epochs = trainer.fit(on_progress or (lambda _: None))
-        fusion = trainer.net.to_fusion(encoders)
-    metrics = {"epochs": float(epochs), "tested_from_s": float(cuts[1])}
-    tests = new_targets(histories, cuts[1], None, limit=config.max_requests)
+        net = FusionNet(start)
+        trainer = _Trainer(net, histories, vectors, judge, cuts[0], config=config, seed=seed)
+        epochs, chosen = trainer.fit(on_progress or (lambda _: None), encoders)
+    fusion, gains = chosen.fusion, chosen.gains
+    metrics = {"epochs": float(epochs), "share": chosen.share, "tested_from_s": float(cuts[1])}
+    metrics |= {"warm_gain": gains.warm.mean, "warm_gain_error": gains.warm.error}
+    metrics |= {"cold_gain": gains.cold.mean, "cold_gain_error": gains.cold.error}
+    metrics["cold_gain_requests"] = float(gains.cold.n_requests)
+    tests = thinned(new_targets(histories, cuts[1], None), config.max_requests)
     metrics |= _test_metrics(start, fusion, vectors, histories, tests)
-    counts = popularity(histories, int(histories.rows.max()), until_s=cuts[0])
-    cold = tests[counts[histories.rows[tests]] == 0]
+    _, cold = split_targets(histories, cuts[1], None, cold_s=cuts[0])
+    cold = thinned(cold, config.max_requests)
     metrics["cold_requests"] = float(len(cold))
     metrics["cold_hr@100"] = _metrics(fusion, vectors, histories, cold)["hr@100"]
     metrics["start_cold_hr@100"] = _metrics(start, vectors, histories, cold)["hr@100"]
@@ -203,22 +210,23 @@ def train_fusion(
 
 
 class _Trainer:
-    """One run of training; `fit` leaves the best epoch's weights in the network."""
+    """One run of training."""
 
     def __init__(
         self,
         net: FusionNet,
         histories: Histories,
         vectors: ModeVectors,
-        cuts: tuple[int, int],
+        judge: Judge,
+        until_s: int,
         *,
         config: FusionConfig,
         seed: int,
     ) -> None:
-        self.net, self.histories, self.vectors, self.config = net, histories, vectors, config
+        self.net, self.judge, self.config = net, judge, config
         self.rng = np.random.default_rng(seed)
         self.units, self.there = _tensors(vectors, [len(mean[0]) for mean in net.means])
-        self.pairs = pairs_of(histories, config, until_s=cuts[0])
+        self.pairs = pairs_of(histories, config, until_s=until_s)
         self.has_vector = self.there.any(dim=1).numpy()
         has_other = self.pairs.first < self.pairs.last
         self.anchors = np.flatnonzero(has_other & self.has_vector[self.pairs.items])
@@ -240,26 +248,23 @@ class _Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: rate(step, warmup, self.total)
         )
-        self.validation = new_targets(histories, *cuts, limit=config.max_requests)
 
-    def fit(self, on_progress: Callable[[Progress], None]) -> int:
-        """Train to the best epoch; return how many epochs ran."""
-        best, best_state, best_epoch, done = -1.0, None, 0, 0
-        ndcg = self._validation_ndcg()
+    def fit(
+        self, on_progress: Callable[[Progress], None], encoders: Mapping[str, str] | None
+    ) -> tuple[int, Choice]:
+        """Train until no epoch gains more; return how many ran, and the best that came by."""
+        best, best_epoch, done = self.judge.choose(self.net.to_fusion(encoders)), 0, 0
         for epoch in range(1, self.config.epochs + 1):
             for items in self._batches():
                 loss = self._step(torch.from_numpy(items))
                 done += 1
-                on_progress(Progress(done, self.total, epoch, loss, ndcg))
-            ndcg = self._validation_ndcg()
-            if ndcg > best or not len(self.validation):  # nothing to stop by: keep the last
-                best, best_epoch = ndcg, epoch
-                best_state = {k: v.clone() for k, v in self.net.state_dict().items()}
+                on_progress(Progress(done, self.total, epoch, loss, best.gains.total))
+            found = self.judge.choose(self.net.to_fusion(encoders))
+            if best_epoch == 0 or found.value > best.value:
+                best, best_epoch = found, epoch
             if epoch - best_epoch >= self.config.patience:
                 break
-        if best_state is not None:
-            self.net.load_state_dict(best_state)
-        return epoch
+        return epoch, best
 
     def _batches(self) -> Iterator[NDArray[np.int64]]:
         """Yield the item numbers of pairs, shape (B, 2), each epoch with new partners."""
@@ -290,10 +295,6 @@ class _Trainer:
         )
         return [unit[items] for unit in self.units], there * is_kept
 
-    def _validation_ndcg(self) -> float:
-        fusion = self.net.to_fusion()
-        return _metrics(fusion, self.vectors, self.histories, self.validation)["ndcg@10"]
-
 
 def pairs_of(histories: Histories, config: FusionConfig, *, until_s: int) -> Pairs:
     """Return the events before `until_s` and which others of their session are within the span.
@@ -316,39 +317,6 @@ def pairs_of(histories: Histories, config: FusionConfig, *, until_s: int) -> Pai
     first = np.maximum(np.searchsorted(sessions, sessions, side="left"), at - config.span)
     last = np.minimum(np.searchsorted(sessions, sessions, side="right") - 1, at + config.span)
     return Pairs(histories.rows[events] - 1, first, last)
-
-
-def new_targets(
-    histories: Histories, since_s: int, until_s: int | None, *, limit: int
-) -> NDArray[np.int64]:
-    """Return events in [since_s, until_s) of items that are new to a user with a history."""
-    events = targets_between(histories, since_s, until_s, limit=len(histories.rows))
-    users = np.searchsorted(histories.offsets, events, side="right") - 1
-    owners = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offsets))
-    pair = owners * (histories.rows.max(initial=0) + 1) + histories.rows
-    _, first_of_pair = np.unique(pair, return_index=True)
-    is_first = np.zeros(len(pair), np.bool_)
-    is_first[first_of_pair] = True
-    events = events[is_first[events] & (events > histories.offsets[users])]
-    if len(events) > limit:
-        events = events[np.linspace(0, len(events) - 1, limit).astype(np.int64)]
-    return events
-
-
-def content_scores(table: NDArray[np.float32]) -> Callable[[Requests], NDArray[np.float32]]:
-    """Return a function that scores items by the mean direction of a history's newest ones.
-
-    `table` has the N items' vectors, shape (N, TEXT_DIM). What is in the history gets -inf.
-    """
-    padded = np.vstack((np.zeros((1, TEXT_DIM), np.float32), table))  # (N + 1, TEXT_DIM)
-
-    def score(requests: Requests) -> NDArray[np.float32]:
-        users = padded[requests.rows[:, -_N_RECENT:]].sum(axis=1)  # (B, TEXT_DIM)
-        scores: NDArray[np.float32] = users @ padded.T  # (B, N + 1)
-        np.put_along_axis(scores, requests.rows, -np.inf, axis=1)
-        return scores[:, 1:]
-
-    return score
 
 
 def _metrics(

@@ -5,16 +5,18 @@ background, the light), and in a word of its text, which is wrong for a third of
 have no text, and some of those come only after training.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from models.dataset import Histories, build_histories
 from models.features import EVENT_CODE, TEXT_DIM
 from models.fusion import Fusion, ModeVectors, unit_rows
-from models.fusion_training import FusionConfig, FusionNet, new_targets, pairs_of, train_fusion
+from models.fusion_training import FusionConfig, FusionNet, pairs_of, train_fusion
 from models.text import encode_texts
 from models.train import Progress, TrainResult
 
@@ -26,7 +28,15 @@ ITEMS = [f"{style}-{n:02d}" for style in STYLES for n in range(PER_STYLE)]
 STYLE_OF = np.repeat(np.arange(len(STYLES)), PER_STYLE)
 IS_COLD = np.tile(np.arange(PER_STYLE) >= PER_STYLE - N_COLD, len(STYLES))
 DAY_S = 86_400
-CONFIG = FusionConfig(epochs=8, batch_size=128, learning_rate=5e-3, pairs=6_000, max_requests=500)
+CONFIG = FusionConfig(
+    epochs=8,
+    patience=3,
+    batch_size=128,
+    learning_rate=5e-3,
+    popularity=0.5,
+    pairs=6_000,
+    max_requests=500,
+)
 
 
 def planted_vectors() -> ModeVectors:
@@ -126,6 +136,7 @@ def test_it_measures_itself_on_later_events_against_its_start_and_without_each_m
 ) -> None:
     found = result.metrics
     assert found["ndcg@10"] > 1.15 * found["start_ndcg@10"]
+    assert found["share"] > 0 and found["warm_gain"] > found["warm_gain_error"] > 0
     assert 0 < found["without_text_ndcg@10"] != found["without_image_ndcg@10"] > 0
     assert found["test_requests"] > 100
 
@@ -194,21 +205,44 @@ def test_pairs_stay_within_a_session_a_user_and_the_time_to_learn_from() -> None
     assert (found.first.tolist(), found.last.tolist()) == ([0, 0, 2, 3], [1, 1, 2, 3])
 
 
-def test_targets_are_new_to_a_user_who_has_a_history() -> None:
-    histories = build_histories(
-        ["a"] * 4 + ["b"],
-        ["i0", "i1", "i0", "i2", "i2"],
-        [EVENT_CODE["view"]] * 5,
-        [1, 2, 3, 4, 5],
-        item_ids=["i0", "i1", "i2"],
-    )
-    assert new_targets(histories, 0, None, limit=10).tolist() == [1, 3]
-    assert new_targets(histories, 2, 4, limit=10).tolist() == [1]
-
-
 def test_users_who_never_have_two_items_together_teach_nothing() -> None:
     times = [n * DAY_S for n in range(40)]
     views = [EVENT_CODE["view"]] * 40
     histories = build_histories(["u"] * 40, ITEMS[:40], views, times, item_ids=ITEMS)
     with pytest.raises(ValueError, match="nothing to learn"):
         train_fusion(histories, VECTORS, path=Path("never"))
+
+
+def histories_that_mislead() -> Histories:
+    """Return visits to two styles at once, then to one alone, and in the end to what is cold."""
+    rng = np.random.default_rng(8)
+    users, items, times = [], [], []
+
+    def visit(user: int, day: int, pool: NDArray[np.bool_]) -> None:
+        for step, item in enumerate(rng.choice(np.flatnonzero(pool), 5, replace=False)):
+            users.append(f"u{user:03d}")
+            items.append(ITEMS[item])
+            times.append((day * 300 + user) * 3_600 + step * 60)
+
+    for user in range(300):
+        is_own = STYLE_OF == user % len(STYLES)
+        for day in range(12):
+            visit(user, day, (is_own | (STYLE_OF == (user + 3) % len(STYLES))) & ~IS_COLD)
+        for day in range(12, 15):
+            visit(user, day, is_own & ~IS_COLD)
+        visit(user, 15, is_own & IS_COLD)
+    views = [EVENT_CODE["view"]] * len(users)
+    return build_histories(users, items, views, times, item_ids=ITEMS)
+
+
+def test_where_training_does_not_help_cold_items_the_start_is_kept(tmp_path: Path) -> None:
+    noise = 0.002 * np.random.default_rng(9).normal(size=(len(ITEMS), TEXT_DIM))
+    vectors = ModeVectors((noise + np.eye(TEXT_DIM)[STYLE_OF]).astype(np.float32))
+    config = replace(CONFIG, validation=0.06, test=0.03)
+    result = train_fusion(
+        histories_that_mislead(), vectors, path=tmp_path / "f", config=config, seed=1
+    )
+    assert result.metrics["share"] == 0.0
+    assert result.metrics["cold_gain_requests"] == 500.0
+    assert result.metrics["cold_hr@100"] == result.metrics["start_cold_hr@100"] > 0
+    assert result.version == Fusion.fitted(*vectors).id
