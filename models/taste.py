@@ -69,7 +69,7 @@ def add_text(
 
     Notes
     -----
-    Beyond `MAX_WEIGHT` all is scaled down to it. About 8 µs.
+    Beyond `MAX_WEIGHT` all is scaled down to it. About 4 µs.
 
     Examples
     --------

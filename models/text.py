@@ -41,6 +41,7 @@ _IS_CJK: Final = re.compile(rf"[{_CJK}]")
 # "lamps", too little for a shared ending to look like a shared subject.
 _GRAMS_WEIGHT: Final = 0.5
 _MAX_CHARS: Final = 4096  # of one text; bounds the work a single item can cause
+_DIGESTS: Final = -(-TEXT_DIM // 64)  # hashes of 64 bits for one vector
 _DESCRIPTION_CHARS: Final = 300  # of a description: what follows is mostly boilerplate
 
 
@@ -63,7 +64,8 @@ def encode_texts(texts: list[str]) -> NDArray[np.float32]:
     """Return one vector for each text, float32, shape (N, TEXT_DIM), of length 1.
 
     A text without any letter or digit gives zeros. A row depends on its own text alone, and
-    is the same on every machine and in every process. About 35 µs for a title of five words.
+    is the same on every machine and in every process. About 13 µs for a text of five words known
+    before, and 30 µs for each new word.
 
     >>> a, b, c = encode_texts(["Red table lamp", "red LAMPS for tables", "garden hose"])
     >>> bool(a @ b > 0.3 > abs(a @ c))
@@ -77,8 +79,10 @@ def encode_texts(texts: list[str]) -> NDArray[np.float32]:
     rows = np.zeros((len(texts), TEXT_DIM), np.float64)
     for i, text in enumerate(texts):
         # Counter keeps the order of first sight, so the sum is the same in every process.
+        row = rows[i]
         for token, count in Counter(_tokens(text)).items():
-            rows[i] += (1.0 + np.log(count)) * _token_vector(token)  # sublinear term frequency
+            vector = _token_vector(token)
+            row += vector if count == 1 else (1.0 + np.log(count)) * vector  # sublinear frequency
     norms = np.sqrt((rows * rows).sum(axis=1, keepdims=True))
     return (rows / np.where(norms > 0, norms, 1.0)).astype(np.float32)
 
@@ -97,22 +101,23 @@ def _tokens(text: str) -> list[str]:
 
 @lru_cache(maxsize=32_768)  # at most 32,768 x 64 float64, 17 MB
 def _token_vector(token: str) -> NDArray[np.float64]:
-    vector = _signs(f"w{token}")
-    if not _IS_CJK.match(token):
-        padded = f"<{token}>"
-        grams = [padded[i : i + 3] for i in range(len(padded) - 2)]
-        if len(grams) > 1:  # else the only group is the word itself
-            total = np.sum([_signs(f"g{gram}") for gram in grams], axis=0)
-            vector = vector + _GRAMS_WEIGHT / np.sqrt(len(grams)) * total
+    padded = f"<{token}>"
+    grams = [f"g{padded[i : i + 3]}" for i in range(len(padded) - 2)]
+    if len(grams) < 2 or _IS_CJK.match(token):  # a group that is the word itself says no more
+        return _signs([f"w{token}"])[0]  # type: ignore[no-any-return]
+    signs = _signs([f"w{token}", *grams])  # (1 + n, TEXT_DIM)
+    # Whole numbers, so the sum is the same in any order.
+    vector: NDArray[np.float64] = signs[0] + _GRAMS_WEIGHT / np.sqrt(len(grams)) * signs[1:].sum(0)
     return vector
 
 
-def _signs(feature: str) -> NDArray[np.float64]:
-    """Return the feature's vector, shape (TEXT_DIM,), each column +1 or -1."""
-    data = feature.encode()
-    n_words = -(-TEXT_DIM // 64)
-    digest = b"".join(
-        xxhash.xxh3_64_intdigest(data, seed=seed).to_bytes(8, "little") for seed in range(n_words)
-    )
-    bits = np.unpackbits(np.frombuffer(digest, np.uint8))[:TEXT_DIM]
+def _signs(features: list[str]) -> NDArray[np.float64]:
+    """Return the features' vectors, shape (n, TEXT_DIM), each column +1 or -1."""
+    digests = [
+        xxhash.xxh3_64_intdigest(feature.encode(), seed=seed)
+        for feature in features
+        for seed in range(_DIGESTS)
+    ]
+    octets = np.array(digests, "<u8").view(np.uint8)
+    bits = np.unpackbits(octets).reshape(len(features), -1)[:, :TEXT_DIM]
     return bits.astype(np.float64) * 2.0 - 1.0

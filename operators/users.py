@@ -82,10 +82,11 @@ class UserShard:
     Notes
     -----
     Memory: users are bounded by `users`; the heaps hold at most two live entries a user and those
-    overtaken within the idle time, about 75 bytes each. A user without events stays until a
-    tombstone if there is a profile, and else as long as an idle one. Time: about 10 us an event,
-    features included, and 35 us more for a search or a comment whose text is encoded here; a start
-    reads every state of the shard once, without decoding it.
+    overtaken within the idle time, about 60 bytes each. A user without events stays until a
+    tombstone if there is a profile, and else as long as an idle one. Time: about 13 us an event,
+    features included; 40 us more for a search of three words that is encoded here, 15 where it is
+    remembered, 80 for a comment of 40 words (`python -m bench.written`). A start reads every state
+    of the shard once, without decoding it.
 
     Examples
     --------

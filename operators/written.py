@@ -28,7 +28,7 @@ from operators.user_state import UserState
 Encode = Callable[[list[str]], NDArray[np.float32]]
 
 # Characters of a text that are encoded: a search is shorter, and a comment's start says what it
-# is about. It bounds what one event can cost `decide` to 2 ms, for 50 words never seen before.
+# is about. It bounds what one event can cost `decide` to 1 ms, for 50 words never seen before.
 MAX_CHARS: Final = 256
 _HALF_LIFE_MS: Final = 30 * 86_400_000
 _PER_SEARCH: Final = 0.5
@@ -43,11 +43,12 @@ class TextVectors:
     encode
         Texts to vectors, float32, shape (N, TEXT_DIM), a row depending on its own text alone.
     kept
-        Vectors remembered, >= 2: people search for the same things. About 0.4 kB each.
+        Vectors remembered, >= 2: people search for the same things. About 0.3 kB each.
 
     Notes
     -----
-    By `models.text` 25 µs for a text of three words, 1 µs for one that is remembered.
+    By `models.text` 25 µs for a text of three words known before, 30 µs more for each new word,
+    1 µs for a text that is remembered (`python -m bench.written`).
 
     Examples
     --------

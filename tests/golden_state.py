@@ -82,8 +82,13 @@ def run(root: Path, flow: str, run_id: str, steps: list[Any]) -> list[Any]:
     return [(key, record.value) for key, record in sorted(newest.items())]
 
 
-def states(root: Path, flow: str, run_id: str) -> dict[str, dict[str, Any]]:
-    """Return what a run of one worker left in its last checkpoint: by part and key."""
+def states(
+    root: Path, flow: str, run_id: str, *, is_packed: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Return what a run of one worker left in its last checkpoint, by part and key.
+
+    `is_packed` gives the bytes as they stand on disk.
+    """
     found: dict[str, dict[str, Any]] = {}
     for part, codec in PARTS[flow].items():
         home = root / "state" / flow / "shards"
@@ -94,7 +99,7 @@ def states(root: Path, flow: str, run_id: str) -> dict[str, dict[str, Any]]:
             home,
             part,
             encode=codec.encode_state,
-            decode=codec.decode_state,
+            decode=bytes if is_packed else codec.decode_state,
             new=codec.new_state,
             run_id=f"reader-of-{run_id}",
             n_workers=1,
