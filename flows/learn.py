@@ -98,24 +98,26 @@ def build(settings: Settings, ends: Ends, *, n_workers: int = 1) -> Dataflow:
     return flow
 
 
+def attribution(settings: Settings, states: Any) -> Attribution:
+    """Return what turns a shard's decisions and feedback into rewards."""
+    rewards = settings.rewards
+    return Attribution(
+        states,
+        opened=rewards.opened,
+        converted=rewards.converted,
+        dismissed=rewards.dismissed,
+        opted_out=rewards.opted_out,
+        no_response=rewards.no_response,
+        window_ms=rewards.window_seconds * _SECOND_MS,
+        feature_spec=policy_spec_hash(),
+    )
+
+
 def _users(settings: Settings) -> Callable[[str, Shard[Any]], LearningUsers]:
-    rewards, gap_ms = settings.rewards, settings.time.session_gap_seconds * _SECOND_MS
-    spec = policy_spec_hash()
+    gap_ms = settings.time.session_gap_seconds * _SECOND_MS
 
     def make(_shard: str, states: Shard[Any]) -> LearningUsers:
-        return LearningUsers(
-            Attribution(
-                states,
-                opened=rewards.opened,
-                converted=rewards.converted,
-                dismissed=rewards.dismissed,
-                opted_out=rewards.opted_out,
-                no_response=rewards.no_response,
-                window_ms=rewards.window_seconds * _SECOND_MS,
-                feature_spec=spec,
-            ),
-            InteractionTracker(gap_ms=gap_ms),
-        )
+        return LearningUsers(attribution(settings, states), InteractionTracker(gap_ms=gap_ms))
 
     return make
 

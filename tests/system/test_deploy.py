@@ -23,7 +23,7 @@ COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FLOWS = ("topics", "decide", "learn", "catalog")
+FLOWS = ("topics", "decide", "learn", "catalog", "archive")
 ENVIRONMENT = [(name, key) for name in FLOWS for key in SERVICES[name]["environment"]]
 
 
@@ -63,15 +63,17 @@ def test_the_settings_of_compose_are_valid_and_arrive(monkeypatch: pytest.Monkey
 
 
 def test_the_flows_redis_kafka_and_the_topics_job_are_there() -> None:
-    assert set(SERVICES) == {"kafka", "redis", "topics", "decide", "learn", "catalog"}
+    flows = {"decide", "learn", "catalog", "archive"}
+    assert set(SERVICES) == {"kafka", "redis", "topics"} | flows
     assert SERVICES["topics"]["command"] == ["topics", "create"]
     decide = ["run", "decide", "--processes", "${DECIDE_PROCESSES:-2}"]
     assert SERVICES["decide"]["command"] == decide
     assert SERVICES["learn"]["command"] == ["run", "learn", "--processes", "1"]
     assert SERVICES["catalog"]["command"] == ["run", "catalog", "--processes", "1"]
+    assert SERVICES["archive"]["command"] == ["run", "archive", "--processes", "1"]
 
 
-@pytest.mark.parametrize("service", ["kafka", "redis", "decide", "learn", "catalog"])
+@pytest.mark.parametrize("service", ["kafka", "redis", "decide", "learn", "catalog", "archive"])
 def test_each_service_that_stays_has_a_health_check(service: str) -> None:
     check = SERVICES[service]["healthcheck"]
     assert check["test"][0] == "CMD"
@@ -84,9 +86,10 @@ def test_the_flows_start_after_the_topics_and_the_topics_after_the_broker() -> N
     assert SERVICES["decide"]["depends_on"]["topics"] == done
     assert SERVICES["learn"]["depends_on"]["topics"] == done
     assert SERVICES["catalog"]["depends_on"]["topics"] == done
+    assert SERVICES["archive"]["depends_on"]["topics"] == done
 
 
-@pytest.mark.parametrize("flow", ["decide", "learn", "catalog"])
+@pytest.mark.parametrize("flow", ["decide", "learn", "catalog", "archive"])
 def test_a_flow_has_the_time_to_stop_that_its_supervisor_takes(flow: str) -> None:
     assert (
         float(SERVICES[flow]["stop_grace_period"].removesuffix("s")) > STOP_SECONDS + PEER_SECONDS
@@ -104,12 +107,24 @@ def test_the_state_of_each_flow_lies_on_a_volume_of_its_own() -> None:
     assert "decide:/var/lib/pushflow" in SERVICES["decide"]["volumes"]
     assert "learn:/var/lib/pushflow" in SERVICES["learn"]["volumes"]
     assert "catalog:/var/lib/pushflow" in SERVICES["catalog"]["volumes"]
-    assert {"kafka", "decide", "learn", "catalog"} == set(COMPOSE["volumes"])
+    assert "archive:/var/lib/pushflow" in SERVICES["archive"]["volumes"]
+    assert {"kafka", "decide", "learn", "catalog", "archive"} == set(COMPOSE["volumes"])
+
+
+def test_the_archive_lies_on_its_volume_and_its_image_has_what_it_needs() -> None:
+    url = SERVICES["archive"]["environment"]["PUSHFLOW_ARCHIVE__URL"]
+    assert url == "${PUSHFLOW_ARCHIVE__URL:-/var/lib/pushflow/archive}"
+    assert SERVICES["archive"]["build"]["target"] == "archive"
+    stages = DOCKERFILE.split("\nFROM ")
+    assert [stage for stage in stages if stage.startswith("core AS archive\n")] != []
+    [build] = [stage for stage in stages if stage.startswith("build AS build-archive\n")]
+    assert "requirements.lock pyarrow" in build
+    assert stages[-1] == "core\n"  # what is built where no stage is asked for
 
 
 def test_the_ports_are_open_to_this_machine_alone() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert len(ports) == 5
+    assert len(ports) == 6
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
