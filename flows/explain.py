@@ -18,7 +18,7 @@ from rich.text import Text
 from flows.settings import Settings
 from operators.eligibility import REASONS
 from operators.kafka_tables import Reader
-from operators.messages import NONE_ARM, Decision
+from operators.messages import NONE_ARM, Decision, Learning
 
 _SHOWN = 10  # arms in the table
 _DECODER = msgspec.json.Decoder(Decision)
@@ -51,6 +51,13 @@ def _find(values: Iterator[bytes], decision_id: str) -> Decision | None:
     return None
 
 
+def _trial(learning: Learning) -> str:
+    trial = learning.trial
+    if trial is None:
+        return ""
+    return " in canary" if trial.stage == "canary" else f", {trial.version} in its shadow"
+
+
 def explain(decision: Decision) -> RenderableType:
     """Return a page about a decision."""
     parts: list[RenderableType] = [_head(decision), _reasons(decision)]
@@ -72,7 +79,8 @@ def _head(decision: Decision) -> Text:
         f"user {decision.user_id}, {_when(decision.decided_at)}\n"
         f"trigger {decision.trigger.type}, event {decision.trigger.event_id}\n"
         f"campaign {learning.campaign_id or '-'}, arm {learning.arm or '-'}, "
-        f"policy {learning.policy_id} {learning.policy_version}, model {learning.model_version}\n"
+        f"policy {learning.policy_id} {learning.policy_version}, "
+        f"model {learning.model_version}{_trial(learning)}\n"
         f"send after {_when(decision.delivery.send_after)}, "
         f"expires {_when(decision.delivery.expires_at)}\n"
     )

@@ -8,13 +8,14 @@ tables do. With `ranking.frozen` they stay as they were at the start, and replay
 """
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from flows.model_news import ModelNews, sender
 from flows.settings import Settings
 from models.merging import learned_factors
-from models.serving import StudentScorer
 from operators import metrics
 from operators.campaigns import CampaignTable, load_yaml
 from operators.candidates import CandidateGenerator
@@ -58,7 +59,7 @@ class Tables:
     Parameters
     ----------
     settings
-        `ranking`, `candidates`, `learning`, `campaigns_file` and `model_path` are read.
+        `ranking`, `candidates`, `learning`, `models`, `campaigns_file` and `model_path` are read.
     clock
         Monotonic seconds.
     """
@@ -73,7 +74,7 @@ class Tables:
             floor=ranking.floor,
             prior_precision=settings.learning.prior_precision,
         )
-        self.models = ModelTable(self._use)
+        self.models = ModelTable(self.catalogue, max_slowdown=settings.models.max_slowdown)
         candidates = settings.candidates
         self.generator = CandidateGenerator(
             self.catalogue,
@@ -81,6 +82,8 @@ class Tables:
             limit=ranking.candidates,
             max_per_category=candidates.max_per_category,
             copy_cosine=candidates.copy_cosine,
+            rrf=candidates.rrf,
+            depths=candidates.depths.model_dump(),
             explore_share=candidates.explore_share,
         )
         self._is_learned = candidates.learned
@@ -89,13 +92,11 @@ class Tables:
         self._polled = self._applied = 0.0
         self._is_changed = False
         self._followers: list[TableFollower] = []
+        self._news: ModelNews | None = None
         if settings.campaigns_file:
             self.use_campaigns(Path(settings.campaigns_file).read_text(encoding="utf-8"))
         if settings.model_path:
             self.models.load(Path(settings.model_path))
-
-    def _use(self, scorer: StudentScorer) -> None:
-        self.catalogue.set_embedder(scorer.embed_items, scorer.item_length)
 
     def use_campaigns(self, text: str) -> None:
         """Take campaigns from YAML."""
@@ -106,8 +107,13 @@ class Tables:
         self,
         settings: Settings,
         on_progress: Callable[[str, int, int], None] | None = None,
+        *,
+        process: str = "0",
     ) -> None:
-        """Read the topics whole, and follow them from then on unless frozen."""
+        """Read the topics whole, and follow them from then on unless frozen.
+
+        `process` is this process's place in its cluster, by which it reports on models.
+        """
         rows: dict[str, tuple[type[Any], Callable[[str, Any], None]]] = {
             "push.items.v1": (Item, self.catalogue.apply),
             "push.item-stats.v1": (ItemStats, self._apply_stats),
@@ -122,6 +128,15 @@ class Tables:
             self._followers.append(follower)
             follower.load(on_progress)
         self.apply_changes()
+        self.models.settle()
+        self._news = ModelNews(
+            self.models,
+            process,
+            sender(settings),
+            clock=self._clock,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        self._news.tell()
         if self._is_frozen:
             self.close()
 
@@ -142,6 +157,9 @@ class Tables:
         if self._is_changed and now - self._applied >= APPLY_SECONDS:
             self._applied = now
             self.apply_changes()
+        self.models.refresh()
+        if self._news is not None:
+            self._news.tell()
 
     def apply_changes(self) -> None:
         """Make rows applied so far take effect."""
@@ -149,6 +167,7 @@ class Tables:
         if self.vectors.refresh():
             log.info("items are searched by the vectors of %s now", self.catalogue.encoder)
         self.catalogue.refresh()
+        self.models.follow()
         if self.policies.refresh() and self._is_learned:
             factors = learned_factors(self.policies.mean, self.policies.n_rewards)
             self.generator.weigh(factors)

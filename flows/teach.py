@@ -11,14 +11,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flows import rollout
 from flows.decide import rules
 from flows.settings import Settings
 from flows.training import card_of, from_events
 from models.dataset import Histories
 from models.train import Progress as TrainingProgress
 from models.train import TrainConfig, TrainResult, train_student
-from operators.codec import encode, headers
-from operators.kafka_sink import Writer
 from operators.messages import Event, Item, ModelCard
 
 
@@ -87,12 +86,5 @@ def _tell(console: Console, result: TrainResult, histories: Histories, n_items: 
 
 
 def publish_card(settings: Settings, card: ModelCard) -> None:
-    """Send a model's card, so that every `decide` takes the model up."""
-    writer = Writer(settings.kafka.client())
-    writer.send(
-        settings.kafka.topic("push.models.v1"),
-        card.name,
-        encode(card),
-        headers(f"{card.name}:{card.version}", "push.model.v1", "pushflow/train"),
-    )
-    writer.flush()
+    """Have every `decide` serve a model; a trial is over with it, and one may go back."""
+    rollout.write(settings, rollout.served(rollout.read(settings).card, card))

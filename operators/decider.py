@@ -34,7 +34,7 @@ from operators.eligibility import (
 )
 from operators.emitted import Emitted
 from operators.fatigue import PushState
-from operators.hops import Candidate, Forget, Ranked, Standing, Trigger
+from operators.hops import Candidate, Forget, Ranked, Standing, Tried, Trigger
 from operators.messages import (
     NONE_ARM,
     Action,
@@ -46,6 +46,7 @@ from operators.messages import (
     Explanation,
     Item,
     Learning,
+    Trial,
     TriggerRef,
 )
 from operators.policy_table import PolicyTable
@@ -82,6 +83,7 @@ class Choice:
         self.policy_id = "rule"
         self.is_exploration = False
         self.context: list[float] = []
+        self.trial: Trial | None = None
         self.explanation: list[Explanation] = []
 
     @property
@@ -248,6 +250,7 @@ class Decider:
         choice.policy_id = policy.policy_id
         choice.is_exploration = choice.chosen != int(np.argmax(values))
         choice.context = loggable(context)
+        choice.trial = _trial(ranked.tried, keep)
         if not choice.is_none:
             shares = explain(x[choice.chosen], self._policies.mean, self._top)
             choice.explanation = [Explanation(n, v, round(c, 6)) for n, v, c in shares]
@@ -272,6 +275,7 @@ class Decider:
             propensity=choice.propensity,
             is_exploration=choice.is_exploration,
             reward_deadline=verdict.send_after + self._window_ms,
+            trial=choice.trial,
         )
 
 
@@ -296,6 +300,13 @@ def _actions(
     ]
     actions.append(Action(NONE_ARM, "", 0.0, float(probabilities[-1]), []))
     return actions
+
+
+def _trial(tried: Tried | None, keep: list[int]) -> Trial | None:
+    if tried is None:
+        return None
+    scores = tried.scores[keep] if len(tried.scores) else tried.scores
+    return Trial(tried.version, tried.stage, [round(score, 4) for score in scores.tolist()])
 
 
 def _delivery(campaign: Campaign | None, trigger: Trigger, verdict: Verdict) -> Delivery:

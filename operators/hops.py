@@ -18,6 +18,7 @@ from operators.messages import (
     Event,
     Feedback,
     Item,
+    TrialStage,
     TriggerType,
     UserProfile,
     UserSignal,
@@ -115,6 +116,14 @@ class Candidate(NamedTuple):
     score: float
 
 
+class Tried(NamedTuple):
+    """What a model on trial had to do with an action set."""
+
+    version: str
+    stage: TrialStage
+    scores: NDArray[np.float32]  # of shadow: its own, shape (K,); of canary: none, shape (0,)
+
+
 class Ranked(NamedTuple):
     """A trigger with its action set, before the policy chooses. K counts arms without "none"."""
 
@@ -124,6 +133,7 @@ class Ranked(NamedTuple):
     scores: NDArray[np.float32]  # the student's, shape (K,)
     arm_features: NDArray[np.float32]  # shape (K, len(models.arms.ARM)), less push fatigue
     model_version: str
+    tried: Tried | None = None
 
 
 class Standing(NamedTuple):

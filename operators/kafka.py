@@ -106,9 +106,12 @@ def clear_stop() -> None:
 class _ReaderPart(PartitionReader[Item_co], StatefulSourcePartition):
     """A reader that ends when we are asked to stop."""
 
+    on_poll: Callable[[], None]
+
     def next_batch(self) -> list[Item_co]:
         if _STOP.is_set():
             raise StopIteration
+        self.on_poll()
         return super().next_batch()
 
 
@@ -146,6 +149,8 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
     make_end_mark
         Called with the partition; its item is handed out once, when all is read that was there at
         the start. Each start does so again.
+    on_poll
+        Called before each poll of each part, also while nothing comes.
 
     Raises
     ------
@@ -199,6 +204,7 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
         start: Start = "earliest",
         stop_at_end: bool = False,
         make_end_mark: Callable[[int], Item_co | None] = lambda partition: None,
+        on_poll: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._topics = topics
@@ -206,6 +212,7 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
         self._come_back_seconds = COME_BACK_SECONDS
         self._make_decoder = make_decoder
         self._make_end_mark = make_end_mark
+        self._on_poll = on_poll
         self._options: dict[str, Any] = {
             "lead": lead,
             "batch_size": batch_size,
@@ -254,6 +261,7 @@ class CopartitionedSource(FixedPartitionedSource, Generic[Item_co]):
             **self._options,
         )
         self._come_back_seconds -= part.waited_seconds  # shared: one wait for all parts
+        part.on_poll = self._on_poll
         return part
 
 

@@ -160,7 +160,8 @@ class Reader:
     topics
         Full names.
     start
-        The first message, or only what comes from now on.
+        The first message, only what comes from now on, or offsets by topic and partition; of a
+        partition that is not among them the first message.
 
     Notes
     -----
@@ -172,7 +173,7 @@ class Reader:
         self,
         client: Mapping[str, Any],
         topics: Sequence[str],
-        start: Literal["earliest", "latest"] = "earliest",
+        start: Literal["earliest", "latest"] | Mapping[tuple[str, int], int] = "earliest",
     ) -> None:
         self._errors = ErrorLog(client)
         self._consumer = Consumer(
@@ -184,7 +185,10 @@ class Reader:
         for topic in topics:
             for partition in range(count_partitions(self._consumer, topic, address(client))):
                 low, end = watermarks(self._consumer, topic, partition)
-                self._next[topic, partition] = low if start == "earliest" else end
+                first = end if start == "latest" else low
+                if not isinstance(start, str):
+                    first = min(max(start.get((topic, partition), low), low), end)
+                self._next[topic, partition] = first
         self._consumer.assign([TopicPartition(*where, at) for where, at in self._next.items()])
 
     def read(self, max_messages: int = 1_000, timeout_s: float = 0.1) -> list[RawMessage]:
@@ -203,6 +207,10 @@ class Reader:
             else:
                 self._errors.wait_out(f"topic {where[0]}", error)
         return batch
+
+    def n_partitions(self, topic: str) -> int:
+        """Return how many partitions of a topic are read."""
+        return sum(name == topic for name, _ in self._next)
 
     def at_end(self) -> bool:
         """Ask the broker whether all there is now has been read."""

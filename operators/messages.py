@@ -58,6 +58,7 @@ TriggerType = Literal[
 ]
 SignalType = Literal["searched", "commented", "price_dropped", "back_in_stock"]
 Outcome = Literal["send", "defer", "suppress", "holdout"]
+TrialStage = Literal["shadow", "canary"]
 Channel = Literal["fcm", "apns", "webpush", "any"]
 
 NONE_ARM = "none"  # the item_id of the arm "send nothing"
@@ -272,6 +273,18 @@ class Action(Struct, frozen=True, gc=False):
     features: list[float]
 
 
+class Trial(Struct, frozen=True, gc=False):
+    """What a model on trial had to do with a decision.
+
+    In `canary` it scored the decision, as `model_version` says; in `shadow` its scores stand here
+    and changed nothing.
+    """
+
+    version: str
+    stage: TrialStage
+    scores: list[float] = []  # of the action set without "none", in its order
+
+
 class Learning(Struct, frozen=True, gc=False, kw_only=True):
     """All that learning, audit and off-policy evaluation need of a decision."""
 
@@ -287,6 +300,7 @@ class Learning(Struct, frozen=True, gc=False, kw_only=True):
     propensity: float
     is_exploration: bool
     reward_deadline: int  # ms; feedback later than this only corrects
+    trial: Trial | None = None  # None: no model on trial had to do with it
 
 
 class Explanation(Struct, frozen=True, gc=False):
@@ -330,14 +344,56 @@ class PolicyShard(Struct, frozen=True, kw_only=True):
     moment: str
 
 
-class ModelCard(Struct, frozen=True, kw_only=True):
-    """`push.models.v1`: which student to serve."""
+class ModelRef(Struct, frozen=True, kw_only=True):
+    """A model file, and how to tell that it is the one."""
 
-    name: Id
     version: ShortText
-    path: LongText
+    path: LongText  # as every `decide` process can open it
     checksum: ShortText  # blake2b-128 of the file, hex
     feature_spec: ShortText
+
+
+class ModelTrial(ModelRef, frozen=True, kw_only=True, omit_defaults=True):
+    """A model beside the served one, for a share of users.
+
+    In `shadow` it scores their action sets for the log alone, in `canary` it decides for them.
+    """
+
+    stage: TrialStage
+    share: Share  # of users, see `models.rollout.is_in_share`
+    # topic -> the next offset of each partition when the stage began: what came before is not of it
+    begins: dict[str, list[int]] = {}
+
+
+class ModelCard(ModelRef, frozen=True, kw_only=True, omit_defaults=True):
+    """`push.models.v1`: which student to serve, which to try beside it, which was served before.
+
+    One message has all three, for a promotion changes them together, and rows of different keys
+    reach a process in any order.
+    """
+
+    name: Id
+    trial: ModelTrial | None = None
+    previous: ModelRef | None = None
+    is_forced: bool = False  # serve it however slow it is beside the one before
+
+
+class TrialReport(Struct, frozen=True, kw_only=True):
+    """`push.model-trials.v1`: how one process of `decide` fares with its models.
+
+    The key is the process's place in its cluster, so there are as many rows as processes; those
+    of processes that are no more are told by their time.
+    """
+
+    process: ShortText
+    time_ms: int  # of the process's clock
+    served: ShortText  # version, "none" without
+    trial: ShortText = ""  # version that is on trial in this process, "" where none is
+    refusals: dict[str, str] = {}  # version -> why it is not taken
+    # Of triggers that both have scored since the trial began here, seconds a call:
+    n_calls: int = 0
+    served_p99: float = 0.0
+    trial_p99: float = 0.0
 
 
 class ItemStats(Struct, frozen=True, kw_only=True):
@@ -446,6 +502,7 @@ TOPICS: dict[str, TopicSpec] = {
     "push.decisions.v1": TopicSpec(Decision, "user_id", False, 30 * _DAY_MS),
     "push.policy.v1": TopicSpec(PolicyShard, "shard", True, -1),
     "push.models.v1": TopicSpec(ModelCard, "name", True, -1),
+    "push.model-trials.v1": TopicSpec(TrialReport, "process", True, -1),
     "push.item-stats.v1": TopicSpec(ItemStats, "item_id", True, -1),
     "push.item-vectors.v1": TopicSpec(ItemVector, "", True, -1),
     "push.user-signals.v1": TopicSpec(UserSignal, "user_id", False, _DAY_MS),

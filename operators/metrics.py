@@ -21,6 +21,20 @@ ARMS = Counter("pushflow_arms", "Arms handed to the policy, by source.", ["sourc
 RANK_SECONDS = Histogram(
     "pushflow_rank_seconds", "One batch of triggers ranked, seconds.", buckets=_LATENCY_BUCKETS
 )
+SCORE_SECONDS = Histogram(
+    "pushflow_score_seconds",
+    "Users of one batch read by a student, seconds: the served one, or one on trial.",
+    ["role"],
+    buckets=_LATENCY_BUCKETS,
+)
+MODELS_REFUSED = Counter(
+    "pushflow_models_refused", "Models not taken: corrupt, mismatched, slow.", ["reason"]
+)
+SHADOW_DRIFT = Histogram(
+    "pushflow_shadow_drift",
+    "One action set in the order of the model on trial: 1 - rank correlation with the served one.",
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.25, 1.5, 2),
+)
 FALLBACKS = Counter(
     "pushflow_fallbacks", "Times a broken neighbour was done without.", ["component"]
 )
@@ -63,3 +77,11 @@ REDIS_DROPPED = Counter(
     "pushflow_redis_dropped", "Keys dropped unwritten, for too many waited while Redis was away."
 )
 REDIS_PENDING = Gauge("pushflow_redis_pending", "Keys waiting to be written to Redis.")
+ARCHIVE_ROWS = Counter("pushflow_archive_rows", "Messages written to files.", ["topic"])
+ARCHIVE_FILES = Counter(
+    "pushflow_archive_files", "Files of the archive: written, merged, removed.", ["topic", "kind"]
+)
+ARCHIVE_BYTES = Counter("pushflow_archive_bytes", "Bytes of files written.", ["topic"])
+ARCHIVE_WAITING = Gauge(
+    "pushflow_archive_waiting", "Messages read and not in a file yet.", ["topic", "partition"]
+)

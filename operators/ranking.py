@@ -8,13 +8,16 @@ Owns    the model's input arrays, and the cut from candidates to the action set,
 The student reads a user once: the vector that it makes of them searches the catalogue, and its
 products with the candidates' vectors are their scores.
 
+A model on trial (`operators.model_table`) decides for its share of users in place of the served
+one, or scores their action sets for the log alone.
+
 Triggers that no campaign takes, and users who may not be sent to whatever the policy says (no
 consent, opted out, holdout), are passed on without candidates: most of the work is here. Scores
 do not depend on who shares the batch (`models.serving`), and ties keep the candidates' order, which
 ends in item_id, so that a replay at another batch size ranks the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -24,14 +27,16 @@ from prometheus_client import Counter
 from models.arms import N_ARM, SOURCE_CODE, SOURCES, arm_features
 from models.explore_source import explored_places
 from models.features import HISTORY, TEXT_DIM
+from models.rollout import rank_correlation
+from models.serving import StudentScorer, Table
 from models.sources import Query
 from operators import metrics
 from operators.campaigns import HOLDOUT, CampaignTable, assign_arm
 from operators.candidates import CandidateGenerator, Found, arm_inputs, candidates_of
 from operators.catalogue import Catalogue
-from operators.hops import Forget, Ranked, Trigger
+from operators.hops import Forget, Ranked, Tried, Trigger
 from operators.messages import Campaign
-from operators.model_table import ModelTable
+from operators.model_table import ModelTable, Student
 
 
 class _Set(NamedTuple):
@@ -41,6 +46,15 @@ class _Set(NamedTuple):
     sources: NDArray[np.int64]
     fused: NDArray[np.float64]
     scores: NDArray[np.float32]
+
+
+class _Answer(NamedTuple):
+    """What was found for a trigger, its action set, and the models that had to do with it."""
+
+    found: Found
+    best: _Set
+    version: str
+    tried: Tried | None = None
 
 
 # Reciprocal-rank fusion of the student's order (weight 1) with the candidates' own: the policy
@@ -124,21 +138,111 @@ class Ranker:
         ranked = [entry for at in live if isinstance(entry := out[at], Ranked)]
         triggers = [entry.trigger for entry in ranked]
         queries = self._generator.ask(triggers, [campaign.picks for campaign in live.values()])
-        users = self._user_vectors(triggers, queries)
-        if users is not None:
-            pairs = zip(queries, users, strict=True)
-            queries = [query._replace(user_vector=own) for query, own in pairs]
-        found = self._generator.answer(queries)
-        sets = self._best(found, self._scores(users, found))
-        for at, entry, best in zip(live, ranked, sets, strict=True):
+        answers = self._answers(triggers, queries)
+        for at, entry, answer in zip(live, ranked, answers, strict=True):
+            best = answer.best
             out[at] = entry._replace(
                 candidates=candidates_of(self._catalogue, best.rows, best.sources, best.fused),
                 scores=best.scores,
-                model_version=self._models.version,
+                model_version=answer.version,
+                tried=answer.tried,
             )
+        found, sets = [one.found for one in answers], [one.best for one in answers]
         _count(metrics.CANDIDATES, [one.sources for one in found])
         _count(metrics.ARMS, [best.sources for best in sets])
         self._fill_features(out, list(live), found, sets)
+
+    def _answers(self, triggers: list[Trigger], queries: list[Query]) -> list[_Answer]:
+        """Rank the triggers, each by the student that decides for its user."""
+        models = self._models
+        decides, shadows = models.places([trigger.user_id for trigger in triggers])
+        is_canary = set(decides)
+        rest = [b for b in range(len(triggers)) if b not in is_canary]
+        answers: list[_Answer | None] = [None] * len(triggers)
+        for student, places in ((models.served, rest), (models.trial, decides)):
+            asked = [queries[b] for b in places]
+            own = [triggers[b] for b in places]
+            apart = np.isin(places, shadows) if student is models.served else None
+            for b, answer in zip(places, self._answer(student, own, asked, apart), strict=True):
+                answers[b] = answer
+        return [one for one in answers if one is not None]
+
+    def _answer(
+        self,
+        student: Student | None,
+        triggers: list[Trigger],
+        queries: list[Query],
+        is_shadowed: NDArray[np.bool_] | None,
+    ) -> list[_Answer]:
+        """Rank triggers by one student; `is_shadowed`, shape (B,): that on trial scores them too.
+
+        None where the student is on trial itself.
+        """
+        if not triggers:
+            return []
+        if student is None or not len(self._catalogue):
+            found = self._generator.answer(queries)
+            sets = self._best(found, self._fused_scores(found, _targets(found)))
+            return [_Answer(*pair, "none") for pair in zip(found, sets, strict=True)]
+        shadowed = np.zeros(len(triggers), np.bool_) if is_shadowed is None else is_shadowed
+        role = "canary" if is_shadowed is None else "served"
+        users = np.empty((len(triggers), student.scorer.dim), np.float32)
+        seconds = 0.0
+        # Those that are shadowed apart, for both students are timed over the same users. No row
+        # depends on those beside it, so neither does a decision.
+        for part in (np.flatnonzero(~shadowed), np.flatnonzero(shadowed)):
+            users[part], seconds = self._read(student, triggers, queries, part, role)
+        found = self._generator.answer(student.items.asked(users, queries))
+        scores = student.scorer.score(student.items.table, users, _targets(found))
+        sets = self._best(found, scores)
+        tried = Tried(student.version, "canary", _NO_SCORES) if is_shadowed is None else None
+        answers = [_Answer(*pair, student.version, tried) for pair in zip(found, sets, strict=True)]
+        if shadowed.any():
+            self._shadow(answers, triggers, queries, np.flatnonzero(shadowed), seconds)
+        return answers
+
+    def _read(
+        self,
+        student: Student,
+        triggers: list[Trigger],
+        queries: list[Query],
+        places: NDArray[np.int64],
+        role: str,
+    ) -> tuple[NDArray[np.float32], float]:
+        """Return what a student makes of the users at some places, and the seconds it took."""
+        if not len(places):
+            return np.zeros((0, student.scorer.dim), np.float32), 0.0
+        own = [triggers[b] for b in places.tolist()]
+        asked = [queries[b] for b in places.tolist()]
+        began = self._clock()
+        users = user_vectors(student.scorer, student.items.table, own, asked)
+        seconds = self._clock() - began
+        metrics.SCORE_SECONDS.labels(role).observe(seconds)
+        return users, seconds
+
+    def _shadow(
+        self,
+        answers: list[_Answer],
+        triggers: list[Trigger],
+        queries: list[Query],
+        places: NDArray[np.int64],
+        served_s: float,
+    ) -> None:
+        """Have the student on trial score action sets that stand already."""
+        student = self._models.trial
+        if student is None:
+            return
+        users, seconds = self._read(student, triggers, queries, places, "shadow")
+        rows = _targets([answers[b].best for b in places.tolist()])
+        scores = student.scorer.score(student.items.table, users, rows)
+        for b, own in zip(places.tolist(), scores, strict=True):
+            best = answers[b].best
+            tried = Tried(student.version, "shadow", own[: len(best.rows)])
+            answers[b] = answers[b]._replace(tried=tried)
+            if len(best.rows) > 1:
+                drift = 1 - rank_correlation(best.scores, tried.scores)
+                metrics.SHADOW_DRIFT.observe(drift)
+        self._models.timed(served_s, seconds)
 
     def _fill_features(
         self, out: list[Ranked | Forget], live: list[int], found: list[Found], sets: list[_Set]
@@ -209,37 +313,6 @@ class Ranker:
         cosines = vectors @ wanted.transpose(0, 2, 1)  # (S, K, 2), exact: all on the grid
         return cosines[..., 0], cosines[..., 1]
 
-    def _scores(self, users: NDArray[np.float32] | None, found: list[Found]) -> NDArray[np.float32]:
-        """Return scores, shape (B, K), -inf for padding."""
-        width = max(len(one.rows) for one in found)
-        targets = np.zeros((len(found), width), np.int64)  # (B, K)
-        for b, one in enumerate(found):
-            targets[b, : len(one.rows)] = one.rows
-        scorer = self._models.scorer
-        if scorer is None or users is None:
-            return self._fused_scores(found, targets)
-        return scorer.score(self._catalogue.item_table, users, targets)
-
-    def _user_vectors(
-        self, triggers: list[Trigger], queries: list[Query]
-    ) -> NDArray[np.float32] | None:
-        """Return what the student makes of the users, shape (B, M); None without a student."""
-        scorer = self._models.scorer
-        if scorer is None or len(self._catalogue) == 0:
-            return None
-        rows = np.zeros((len(queries), HISTORY), np.int64)  # (B, T)
-        types = np.zeros((len(queries), HISTORY), np.int64)
-        ages = np.zeros((len(queries), HISTORY), np.float32)
-        for b, query in enumerate(queries):
-            known = [i for i, row in enumerate(query.history) if row][::-1]  # oldest first
-            if known:
-                start = HISTORY - len(known)
-                rows[b, start:] = [query.history[i] for i in known]
-                types[b, start:] = [query.types[i] for i in known]
-                ages[b, start:] = [query.age_s[i] for i in known]
-        context = np.array([trigger.context for trigger in triggers], np.float32)  # (B, C)
-        return scorer.user_vectors(self._catalogue.item_table, rows, types, ages, context)
-
     @staticmethod
     def _fused_scores(found: list[Found], targets: NDArray[np.int64]) -> NDArray[np.float32]:
         metrics.FALLBACKS.labels("student").inc(len(found))
@@ -247,6 +320,38 @@ class Ranker:
         for b, one in enumerate(found):
             scores[b, : len(one.rows)] = one.scores
         return scores
+
+
+def _targets(sets: Sequence[Found | _Set]) -> NDArray[np.int64]:
+    """Return the rows of several sets, shape (B, K), padded with 0."""
+    targets = np.zeros((len(sets), max(len(one.rows) for one in sets)), np.int64)
+    for b, one in enumerate(sets):
+        targets[b, : len(one.rows)] = one.rows
+    return targets
+
+
+def user_vectors(
+    scorer: StudentScorer,
+    item_table: Table,
+    triggers: Sequence[Trigger],
+    queries: Sequence[Query],
+) -> NDArray[np.float32]:
+    """Return what a student makes of the users of B triggers, float32, shape (B, M).
+
+    `queries` are those of the triggers, and `item_table`, shape (N, M), is of their rows.
+    """
+    rows = np.zeros((len(queries), HISTORY), np.int64)  # (B, T)
+    types = np.zeros((len(queries), HISTORY), np.int64)
+    ages = np.zeros((len(queries), HISTORY), np.float32)
+    for b, query in enumerate(queries):
+        known = [i for i, row in enumerate(query.history) if row][::-1]  # oldest first
+        if known:
+            start = HISTORY - len(known)
+            rows[b, start:] = [query.history[i] for i in known]
+            types[b, start:] = [query.types[i] for i in known]
+            ages[b, start:] = [query.age_s[i] for i in known]
+    context = np.array([trigger.context for trigger in triggers], np.float32)  # (B, C)
+    return scorer.user_vectors(item_table, rows, types, ages, context)
 
 
 def _count(counter: Counter, sources: list[NDArray[np.int64]]) -> None:
