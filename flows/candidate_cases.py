@@ -32,7 +32,7 @@ BASKET_EVENTS: Final = 20  # where no basket is named
 _DAY_MS: Final = 86_400_000
 _EVER_MS: Final = 200 * 365 * _DAY_MS
 # Nothing fires: the moments are ours. And nobody is forgotten, for the baselines forget nobody.
-_QUIET: Final = TriggerRules(GAP_MS, 0, 0, 0, 0, _EVER_MS)
+QUIET: Final = TriggerRules(GAP_MS, 0, 0, 0, 0, _EVER_MS)
 
 
 class Case(NamedTuple):
@@ -69,7 +69,7 @@ class _CaseReader:
             decode=user_state.decode_state,
             new=user_state.new_state,
         )
-        self._shard = UserShard("00", states, _QUIET, lambda id_: categories.get(id_, ""))
+        self._shard = UserShard("00", states, QUIET, lambda id_: categories.get(id_, ""))
         self._from_ms = from_ms
         # Not in the states yet, with the watermark at each.
         self._waiting: list[tuple[int, Entry]] = [(0, user) for user in users]

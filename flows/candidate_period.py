@@ -18,11 +18,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from flows.candidate_cases import Case, is_interest
-from flows.settings import Candidates
+from flows.settings import Candidates, SourceDepths, SourceWeights
 from models.baselines import Baseline, Interactions, lists_of
 from models.candidate_metrics import (
     Mean,
@@ -35,10 +34,13 @@ from models.candidate_metrics import (
     share_by_case,
 )
 from models.features import CANDIDATES
-from models.sources import Source
+from models.serving import StudentScorer
+from models.sources import Query, Source
+from models.student_items import StudentItems
 from operators.candidates import CandidateGenerator, make_query
 from operators.catalogue import Catalogue
 from operators.messages import Event
+from operators.ranking import user_vectors
 
 K: Final = CANDIDATES
 CUTS: Final = (10, 50, 100)
@@ -54,6 +56,14 @@ class Lists(NamedTuple):
 
     new: Rows
     all: Rows
+
+
+class Merging(NamedTuple):
+    """Settings of the merge, those of `flows.settings.Candidates`."""
+
+    weights: Mapping[str, float] = SourceWeights().model_dump()
+    depths: Mapping[str, int] = SourceDepths().model_dump()
+    rrf: int = Candidates().rrf
 
 
 class Worth(NamedTuple):
@@ -126,6 +136,8 @@ class Period:
         What is before is known.
     hidden
         Items whose interactions no method was shown.
+    student
+        That was trained on what is known; None: nothing is found by the user's vector.
     seed
         Of the intervals.
     """
@@ -138,9 +150,10 @@ class Period:
         split_ms: int,
         *,
         hidden: Collection[str] = (),
+        student: StudentScorer | None = None,
         seed: int = 0,
     ) -> None:
-        self.catalogue, self.cases = catalogue, cases
+        self.catalogue, self.cases, self.has_student = catalogue, cases, student is not None
         log = Log(events, catalogue)
         self.known = log.before(split_ms, catalogue.rows_of(hidden))
         self.pasts = log.pasts(cases)
@@ -150,14 +163,23 @@ class Period:
         n = catalogue.n_rows
         self._n_users_of = np.bincount(self.known.row, minlength=n)  # (N,)
         self._all_rows = np.arange(n)
-        hashes = [xxhash.xxh3_64_intdigest(item_id.encode()) for item_id in catalogue.item_ids]
-        self._tie_order = np.argsort(np.array(hashes, np.uint64), kind="stable")
+        self._tie_order = np.argsort(catalogue.id_hash[:n], kind="stable")
         self.wanted = pairs_of([catalogue.rows_of(case.wanted) for case in cases])
-        queries = [make_query(case.trigger, catalogue) for case in cases]
-        self._queries = queries
+        if student is None:
+            self._queries = [make_query(case.trigger, catalogue) for case in cases]
+        else:
+            self._queries = self._queries_with(student)
         self._is_open = np.zeros(len(self.wanted.row), np.bool_)
         self._is_new = np.zeros(len(self.wanted.row), np.bool_)
         self._mark_wanted()
+
+    def _queries_with(self, student: StudentScorer) -> list[Query]:
+        """Return the cases' queries with the users' vectors, over items that these can search."""
+        own = StudentItems(self.catalogue, student)
+        own.follow()
+        items, triggers = own.view(), [case.trigger for case in self.cases]
+        queries = [make_query(trigger, items) for trigger in triggers]
+        return own.asked(user_vectors(student, own.table, triggers, queries), queries)
 
     def _mark_wanted(self) -> None:
         ends = np.searchsorted(self.wanted.case, np.arange(len(self.cases) + 1))
@@ -183,24 +205,28 @@ class Period:
                 lists[case, : min(len(rows), K)] = rows[:K]
         return Lists(lists, lists)
 
-    def of_merge(self, weights: Mapping[str, float]) -> Lists:
-        """Return the lists of the product's merge with some weights of its sources."""
+    def of_merge(self, merging: Merging, *, is_all: bool = True) -> Lists:
+        """Return the lists of the product's merge with some settings; `all` only if asked for."""
+        weights = merging.weights
         discovering = {name: 0.0 if name in _OF_KNOWN else w for name, w in weights.items()}
-        return Lists(self._merged(discovering), self._merged(weights))
+        new = self._merged(merging._replace(weights=discovering))
+        return Lists(new, self._merged(merging) if is_all else new)
 
-    def _merged(self, weights: Mapping[str, float]) -> Rows:
+    def _merged(self, merging: Merging) -> Rows:
         usual = Candidates()
         generator = CandidateGenerator(
             self.catalogue,
-            weights=weights,
+            weights=merging.weights,
             max_per_category=usual.max_per_category,
             copy_cosine=usual.copy_cosine,
+            rrf=merging.rrf,
+            depths=merging.depths,
             explore_share=0.0,  # its places are there to learn by, not to be right
         )
         lists = np.zeros((len(self.cases), K), np.int64)
-        triggers = [case.trigger for case in self.cases]
-        for start in range(0, len(triggers), _BATCH):
-            for case, found in enumerate(generator.find(triggers[start : start + _BATCH]), start):
+        for start in range(0, len(self.cases), _BATCH):
+            queries = self._queries[start : start + _BATCH]
+            for case, found in enumerate(generator.answer(queries), start):
                 lists[case, : len(found.rows)] = found.rows
         return lists
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import matplotlib
+import orjson
 from rich.table import Table
 
-from flows.candidate_period import CUTS, K
-from flows.candidate_trial import MERGED, Plan, Result, Row, Split
+from flows.candidate_period import CUTS, K, Merging
+from flows.candidate_trial import MERGED, TUNED, Plan, Result, Row, Split
 from models.candidate_metrics import Mean
 
 matplotlib.use("Agg")  # before pyplot: there may be no display
@@ -36,8 +37,28 @@ def summary(data: str, split: Split, plan: Plan, result: Result) -> dict[str, An
         "counts": result.counts,
         "methods": {row.name: _method(row) for row in result.rows},
         "with_hidden_items": {row.name: _cold(row) for row in result.cold},
-        "lead_of_merged": {name: _mean(lead) for name, lead in result.lead.items()},
+        **{
+            f"lead_of_{'tuned' if merge == TUNED else merge}": {
+                name: _mean(lead) for name, lead in leads.items()
+            }
+            for merge, leads in result.lead.items()
+        },
+        **({"settings": environment(result.tuned)} if result.tuned else {}),
     }
+
+
+def environment(merging: Merging) -> str:
+    """Return the settings of a merge as `decide` reads them, on one line.
+
+    >>> print(*environment(Merging({"trend": 0.25}, {"trend": 300}, 100)).split(), sep=chr(10))
+    PUSHFLOW_CANDIDATES__RRF=100
+    PUSHFLOW_CANDIDATES__DEPTHS='{"trend":300}'
+    PUSHFLOW_CANDIDATES__WEIGHTS='{"trend":0.25}'
+    """
+    named = {"RRF": str(merging.rrf)}
+    for name, values in ("DEPTHS", merging.depths), ("WEIGHTS", merging.weights):
+        named[name] = f"'{orjson.dumps(dict(values)).decode()}'"
+    return " ".join(f"PUSHFLOW_CANDIDATES__{name}={value}" for name, value in named.items())
 
 
 def _method(row: Row) -> dict[str, Any]:
@@ -75,16 +96,17 @@ def _day(time_ms: int) -> str:
 def tables(result: Result) -> Iterator[Table]:
     """Yield the report as tables for people."""
     counts = result.counts["test"]
+    last = TUNED if TUNED in result.lead else MERGED
     out = Table(
         title=f"recall of new items, {counts['cases']:,} cases of {counts['users']:,} users",
-        caption="after ±: half of the 95% interval",
+        caption=f"after ±: half of the 95% interval; lead: of {last!r}, and its interval",
         title_justify="left",
     )
     out.add_column("method", style="bold")
     for name in (*(f"@{cut}" for cut in CUTS), f"all @{K}", "coverage", "novelty", "lead"):
         out.add_column(name, justify="right")
     for row in result.rows:
-        worth, lead = row.worth, result.lead.get(row.name)
+        worth, lead = row.worth, result.lead[last].get(row.name)
         out.add_row(
             row.name,
             *(_told(worth.recall[cut]) for cut in CUTS),
@@ -92,8 +114,8 @@ def tables(result: Result) -> Iterator[Table]:
             f"{worth.coverage:.2f}",
             f"{worth.novelty:.1f}",
             f"{lead.value:+.3f} ({lead.low:+.3f} to {lead.high:+.3f})" if lead else "",
-            end_section=row.name in ("ALS", "repeat"),
-            style="bold" if row.name == MERGED else "",
+            end_section=row.name == "ALS",
+            style="bold" if row.kind == "merge" else "",
         )
     yield out
     if not result.cold:

@@ -8,6 +8,7 @@ Owns    names and help of the commands, the dates that each data set is cut at, 
 import logging
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from flows.candidate_trial import Data, Split
+    from flows.candidate_trial import Data, Split, Train
     from flows.recorded import Recording
 
 console = Console(stderr=True)
@@ -39,7 +40,8 @@ Until = Annotated[str, typer.Option(help="Leave out what is from then on.")]
 Budget = Annotated[int, typer.Option(min=1, help="Settings tried of each method that has some.")]
 HoldOut = Annotated[float, typer.Option(min=0, max=0.9, help="Share of items made cold; 0: none.")]
 Seed = Annotated[int, typer.Option(help="Of hidden items, settings tried, intervals, ALS.")]
-Tune = Annotated[bool, typer.Option("--tune", help="Try weights of the merge too.")]
+Tune = Annotated[bool, typer.Option("--tune", help="Try settings of the merge too.")]
+Student = Annotated[bool, typer.Option(help="Train one, for the source tower; needs torch.")]
 Plot = Annotated[Path | None, typer.Option(help="Write a picture here, .png.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the JSON object alone.")]
 
@@ -65,6 +67,7 @@ def make_app(fail: Callable[[str], NoReturn]) -> typer.Typer:
         hold_out: HoldOut = 0.1,
         seed: Seed = 0,
         tune: Tune = False,
+        student: Student = True,
         plot: Plot = None,
         as_json: Json = False,
     ) -> None:
@@ -97,8 +100,10 @@ def make_app(fail: Callable[[str], NoReturn]) -> typer.Typer:
         first: any order, but always the same.
 
         Beside the product: random; popularity, item-CF (cosine) and ALS, each with the best of
-        --budget settings; and each of the product's sources alone. --tune tries as many weights
-        of the merge, and says which were best, for PUSHFLOW_CANDIDATES__WEIGHTS.
+        --budget settings; and each of the product's sources alone. The source tower needs a
+        student: one is trained on what was known before each period, without --no-student.
+        --tune tries as many settings of the merge, and says which were best, as the line to set
+        PUSHFLOW_CANDIDATES__WEIGHTS, __DEPTHS and __RRF by.
         """
         name, recording, dates = _chosen(retail, movielens, events, items, fail)
         logging.getLogger("faiss").setLevel(logging.WARNING)  # `implicit` loads it if it is there
@@ -107,6 +112,14 @@ def make_app(fail: Callable[[str], NoReturn]) -> typer.Typer:
             from flows import candidate_trial as trials
         except ImportError as error:
             fail(f"{error}. This needs more packages: pip install 'pushflow[evaluate]'")
+        if student and find_spec("torch") is None:
+            console.print("without torch there is no student: the source tower says nothing")
+            student = False
+        train: Train | None = None
+        if student:
+            from flows import candidate_student
+
+            train = candidate_student.train
         plan = trials.Plan(budget=budget, hold_out=hold_out, seed=seed, tune=tune)
         columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
         try:
@@ -115,7 +128,7 @@ def make_app(fail: Callable[[str], NoReturn]) -> typer.Typer:
                 data = read(recording)
                 split = _split(data, (validation, test, until), dates)
                 result = trials.run(
-                    data, split, plan, lambda what: progress.update(task, description=what)
+                    data, split, plan, lambda what: progress.update(task, description=what), train
                 )
         except ValueError as error:
             fail(str(error))
@@ -124,6 +137,8 @@ def make_app(fail: Callable[[str], NoReturn]) -> typer.Typer:
         if not as_json:
             for table in report.tables(result):
                 Console().print(table)
+            if result.tuned is not None:
+                console.print(report.environment(result.tuned), soft_wrap=True, highlight=False)
         found = report.summary(name, split, plan, result)
         sys.stdout.write(orjson.dumps(found).decode() + "\n")
 

@@ -135,7 +135,7 @@ class Ranking(BaseModel):
 
 
 class SourceWeights(BaseModel):
-    """What each source says in the merge of candidates: weight / (60 + rank). 0 turns it off."""
+    """What each source says in the merge of candidates: weight / (rrf + rank). 0 turns it off."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -150,10 +150,28 @@ class SourceWeights(BaseModel):
     campaign: float = Field(1.0, ge=0, le=10, description="put forward by the campaign")
 
 
+class SourceDepths(BaseModel):
+    """Rows that a source proposes at most: more find a little more, and cost time a trigger."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    neighbour: int = Field(100, ge=1, le=300, description="that many, best first, as all below")
+    content: int = Field(50, ge=1, le=300)
+    trend: int = Field(100, ge=1, le=300)
+    tower: int = Field(100, ge=1, le=300)
+
+
 class Candidates(BaseModel):
     """How what the sources propose becomes the candidates of a trigger."""
 
     weights: SourceWeights = SourceWeights()
+    depths: SourceDepths = SourceDepths()
+    rrf: int = Field(
+        60,
+        ge=60,
+        le=1_000,
+        description="the larger, the more it counts how many sources name an item, not how high",
+    )
     learned: bool = Field(
         True, description="the learner may halve or double a weight, by what its items earned"
     )
@@ -230,6 +248,50 @@ class Catalog(BaseModel):
         return self.encoder == "hash" and not any(beside + media)
 
 
+class Models(BaseModel):
+    """When a model is refused, and the guard of `pushflow models`: what lets one on trial go on."""
+
+    max_slowdown: float = Field(
+        3.0, gt=1, description="times as long as the served model takes: slower is refused"
+    )
+    min_pushes: int = Field(
+        500, ge=10, description="answered pushes of each side that a verdict needs"
+    )
+    min_correlation: float = Field(
+        0.0, ge=-1, le=1, description="of ranks with the served model's: below, it is broken"
+    )
+    calibration_loss: float = Field(
+        0.02, ge=0, le=1, description="rise of the calibration error that is let pass"
+    )
+    reward_loss: float = Field(
+        0.02,
+        gt=0,
+        description="a push that it may cost: half of it takes four times as many to be sure of",
+    )
+
+
+class Archive(BaseModel):
+    """Where decisions, feedback, events and items are kept as Parquet, and in which pieces."""
+
+    url: str = Field(
+        ".pushflow/archive",
+        min_length=1,
+        description="directory or fsspec URL, such as s3://bucket/pushflow",
+    )
+    file_mb: int = Field(
+        16, ge=1, le=256, description="held of a partition of a topic before a file is cut"
+    )
+    file_seconds: float = Field(
+        60.0, gt=0, description="a message is in a file so long after it was read, at the latest"
+    )
+    merge_mb: int = Field(
+        64, ge=1, le=1_024, description="an hour's files are merged into ones of up to this"
+    )
+    retention_days: int = Field(
+        0, ge=0, description="older ones go, counted back from a partition's newest; 0: none goes"
+    )
+
+
 class Settings(BaseSettings):
     """All settings; see the module."""
 
@@ -247,6 +309,8 @@ class Settings(BaseSettings):
     rewards: Rewards = Rewards()
     learning: Learning = Learning()
     catalog: Catalog = Catalog()
+    models: Models = Models()
+    archive: Archive = Archive()
     campaigns_file: str = Field("", description="YAML used instead of push.campaigns.v1")
     model_path: str = Field("", description="a student file used instead of push.models.v1")
     metrics_port: int = Field(0, ge=0, description="0: no Prometheus endpoint")

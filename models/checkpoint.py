@@ -6,6 +6,7 @@ Owns    what the file holds and its checksum; `models.archive` has its layout an
     model.onnx         the network
     text_projection.npy    float32, shape (TEXT_DIM, M)
     id_vectors.npy         float32, shape (number of item ids, M)
+    factors.npy            float32, the same; absent where the network itself retrieves
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from models.features import TEXT_DIM, spec_hash
 _ONNX: Final = "model.onnx"
 _TEXT: Final = "text_projection.npy"
 _IDS: Final = "id_vectors.npy"
+_FACTORS: Final = "factors.npy"
 _FORMAT: Final = 1
 
 
@@ -41,6 +43,7 @@ class ModelFile(NamedTuple):
     id_vectors: NDArray[np.float32]  # shape (I, M)
     config: dict[str, Any]
     metrics: dict[str, float]
+    factors: NDArray[np.float32] | None = None  # shape (I, M), for `models.plain_tower`
 
 
 def write_model(path: Path, model: ModelFile, *, spec: str | None = None) -> str:
@@ -50,6 +53,8 @@ def write_model(path: Path, model: ModelFile, *, spec: str | None = None) -> str
         _TEXT: to_npy(model.text_projection),
         _IDS: to_npy(model.id_vectors),
     }
+    if model.factors is not None:
+        members[_FACTORS] = to_npy(model.factors)
     meta = {
         "format": _FORMAT,
         "feature_spec": spec or spec_hash(),
@@ -77,13 +82,16 @@ def read_model(path: Path) -> tuple[str, ModelFile]:
         item_ids = [str(item_id) for item_id in meta["item_ids"]]
         if text.shape[0] != TEXT_DIM or ids.shape != (len(item_ids), text.shape[1]):
             raise ValueError(f"arrays of shapes {text.shape} and {ids.shape} do not fit")
+        factors = from_npy(members[_FACTORS]) if _FACTORS in members else None
+        if factors is not None and factors.shape != ids.shape:
+            raise ValueError(f"factors of shape {factors.shape} do not fit {ids.shape}")
         config, metrics = dict(meta["config"]), dict(meta["metrics"])
     except DAMAGE as error:
         raise ModelFileError(
             f"cannot read the model file {path}: {error}. "
             "Copy it again, or make one with `pushflow train`."
         ) from error
-    return version, ModelFile(members[_ONNX], item_ids, text, ids, config, metrics)
+    return version, ModelFile(members[_ONNX], item_ids, text, ids, config, metrics, factors)
 
 
 def checksum(path: Path) -> str:

@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from models.checkpoint import ModelFile
 from models.features import HISTORY, N_CONTEXT
+from models.plain_tower import FADING
 from models.student import FUTURE_BIAS, PAD_BIAS, Student, StudentConfig
 
 _OPSET = 18
@@ -72,11 +73,20 @@ class _Graph:
 
 
 def export_student(
-    student: Student, item_ids: Sequence[str], metrics: Mapping[str, float]
+    student: Student,
+    item_ids: Sequence[str],
+    metrics: Mapping[str, float],
+    factors: NDArray[np.float32] | None = None,
 ) -> ModelFile:
-    """Return the parts of a student's file; items without a vector of their own are left out."""
-    weights = {name: value.detach().numpy() for name, value in student.state_dict().items()}
-    known = np.flatnonzero(weights["ids.weight"].any(axis=1)).tolist()
+    """Return the parts of a student's file; items without a vector of their own are left out.
+
+    `factors`, shape (N, M), retrieve in the network's place; an item that has some stays in.
+    """
+    weights = turned({name: value.detach().numpy() for name, value in student.state_dict().items()})
+    is_known = weights["ids.weight"].any(axis=1)
+    if factors is not None:
+        is_known |= factors.any(axis=1)
+    known = np.flatnonzero(is_known).tolist()
     return ModelFile(
         onnx=build_onnx(weights, student.config),
         item_ids=[item_ids[i] for i in known],
@@ -84,13 +94,37 @@ def export_student(
         id_vectors=weights["ids.weight"][known],
         config=asdict(student.config),
         metrics={name: round(value, 6) for name, value in metrics.items()},
+        factors=None if factors is None else factors[known],
     )
+
+
+def turned(weights: Weights) -> Weights:
+    """Return weights that give the same scores by vectors whose columns are all of one kind.
+
+    Popularity has a column of its own, longer than the others, and an index gives all columns the
+    same room: it would take the most popular items for equals. So items and users are turned
+    together, always by the same rotation.
+    """
+    width = len(weights["pool.weight"])
+    by, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))
+    by = by.astype(np.float32)
+    return {
+        **weights,
+        "ids.weight": weights["ids.weight"] @ by,
+        "text.weight": by.T @ weights["text.weight"],
+        "item_in.weight": weights["item_in.weight"] @ by,
+        "user_out.weight": by.T @ weights["user_out.weight"],
+        "user_out.bias": weights["user_out.bias"] @ by,
+        "request_out.weight": by.T @ weights["request_out.weight"],
+        "pool.weight": by.T @ weights["pool.weight"] @ by,
+    }
 
 
 def build_onnx(weights: Weights, config: StudentConfig) -> bytes:
     """Return the serialised ONNX model of a student with these weights."""
     graph = _Graph(weights)
-    tokens = graph.linear(graph.op("Gather", "table", "rows"), "item_in")
+    items = graph.op("Gather", "table", "rows")  # (B, T, W)
+    tokens = graph.linear(items, "item_in")
     tokens = graph.op("Add", tokens, graph.op("Gather", graph.weight("kind.weight"), "types"))
     x = graph.op("Add", tokens, graph.op("Gather", graph.weight("gap.weight"), "gaps"))  # (B, T, W)
     is_pad = graph.op("Equal", "rows", graph.ints(0))
@@ -100,6 +134,7 @@ def build_onnx(weights: Weights, config: StudentConfig) -> bytes:
     for i in range(config.layers):
         x = _layer(graph, config, f"blocks.{i}", x, pad, is_last=i == config.layers - 1)
     user = _user(graph, graph.norm(x, "final_norm"))  # (B, 1, W)
+    user = graph.op("Add", user, graph.linear(_pooled(graph, items), "pool"))
     graph.op("Squeeze", user, graph.ints(1), output="user")
     model: bytes = _model(graph, config).SerializeToString()
     return model
@@ -152,6 +187,12 @@ def _user(graph: _Graph, state: str) -> str:
     joined = graph.op("Add", graph.linear(state, "request_history"), request)
     out = graph.linear(graph.op("Relu", joined), "request_out")
     return graph.op("Add", graph.linear(state, "user_out"), out)
+
+
+def _pooled(graph: _Graph, items: str) -> str:
+    """Return the fading sum of the items' vectors, (B, 1, W)."""
+    fading = FADING ** np.arange(HISTORY - 1, -1, -1, dtype=np.float32)
+    return graph.op("MatMul", graph.constant(fading[None]), items)  # (1, T) by (B, T, W)
 
 
 def _model(graph: _Graph, config: StudentConfig) -> onnx.ModelProto:

@@ -4,10 +4,11 @@ Reads   rows by source, best first, and the columns of `models.item_rows`.
 Emits   at most K rows a query, best first, each with the source that spoke for it most.
 Owns    the weights of the sources, what counts as a copy, and the share of one category.
 
-Reciprocal-rank fusion adds `weight / (60 + rank)` over the sources that name a row. Ranks compare
-where scores do not: a cosine, a count and an age. All that is summed or compared is an integer or
-an exact product, so a query has the same candidates in every process that holds the same tables,
-whatever the batch, the rows' numbers or the CPU.
+Reciprocal-rank fusion adds `weight / (k + rank)` over the sources that name a row. Ranks compare
+where scores do not: a cosine, a count and an age. The larger k, the more it counts that several
+sources name a row, and the less which place each gives it. All that is summed or compared is an
+integer or an exact product, so a query has the same candidates in every process that holds the
+same tables, whatever the batch, the rows' numbers or the CPU.
 
 Of two rows with the same words, or with nearly the same content, the better one stays. Where the
 sources propose more than K, a main category takes no more than its share while there are others;
@@ -30,15 +31,19 @@ from numpy.typing import NDArray
 from models.arms import DESIGN, SOURCE_CODE, SOURCES
 from models.features import CANDIDATES
 from models.item_rows import ItemRows
-from models.neighbours import best_of
+from models.neighbours import best_of_each
 from models.sources import Query, Rows
 
 Ints = NDArray[np.int64]
 
+RRF: Final = 60  # as in the paper: tells the first ten apart, and yet the hundredth counts
+MIN_RRF: Final = 60  # less would let the first places of the others pass a leading source
+MAX_RRF: Final = 1_000  # a list's order says next to nothing from here on
+MAX_DEPTH: Final = 300  # rows of a source that count: three times the candidates
 # A trigger's own source (the cart of a cart left behind) says this times all weights together:
 # its 30 rows come before whatever the others agree on, for 1.5 / 90 > 1 / 61.
 LEAD: Final = 1.5
-FILL_WEIGHT: Final = 0.01  # 0.01 / 61 is less than any source's last place at weight 0.03
+FILL_WEIGHT: Final = 0.005  # 0.005 / 61 is less than any source's last place at weight 0.03
 EXPLORE_WEIGHT: Final = 0.001  # and this behind all of those
 LEARNED_STEP: Final = 0.1  # reward units, a tenth of an open: halves or doubles a weight
 TRUSTED_REWARDS: Final = 1_000  # of so many rewards half is believed: of a few it is chance
@@ -46,9 +51,9 @@ MAX_WEIGHT: Final = 10.0  # so that a fused score stays below 2^32 units
 
 _COMPARED_TO: Final = 64  # the best rows by content: all products would cost twice as much
 _SPARE: Final = 16  # rows looked at beyond: small limits need it
-_RRF: Final = 60  # as in the paper: tells the first ten apart, and yet the hundredth counts
 _UNIT: Final = 2**28  # a fused score of 1
 _PLACE_BITS: Final = 4  # at most 15 sources and the filling
+_SAID_BITS: Final = 32 + _PLACE_BITS  # of what is said; a row has the 27 above
 _LAST_PLACE: Final = (1 << _PLACE_BITS) - 1
 _SOURCE_COLUMNS: Final = [DESIGN.index(f"source_{name}") for name in SOURCES]
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
@@ -87,11 +92,13 @@ class Merger:
     copy_cosine
         Rows whose content vector has at least this cosine with one of the best 64 are copies,
         above 0; above 1: only those with the same words are.
+    rrf
+        k of the reciprocal ranks, `MIN_RRF` to `MAX_RRF`.
 
     Notes
     -----
-    About a sixth of what a batch of 32 queries costs (`python -m bench.index`): half of it sorting
-    the rows by query and score, a fifth the cosines. Holds nothing of queries.
+    About a fifth of what a batch of 32 queries costs (`python -m bench.index`): two fifths of it
+    ordering the rows, a third the cosines. Holds nothing of queries.
     """
 
     def __init__(
@@ -102,8 +109,10 @@ class Merger:
         limit: int = CANDIDATES,
         max_per_category: float = 1.0,
         copy_cosine: float = 2.0,
+        rrf: int = RRF,
     ) -> None:
         self._names = list(names)
+        self._rrf = rrf
         self._limit = limit
         self._looked_at = 2 * limit + _SPARE  # some of them are too many of one category
         self._compared = limit + limit // 8 + _SPARE  # and some of these are copies
@@ -112,15 +121,15 @@ class Merger:
         self._codes = np.full(1 << _PLACE_BITS, -1)  # by the lower bits of what is said
         for place, name in enumerate([*names, "trend"]):
             self._codes[_LAST_PLACE - place] = SOURCE_CODE.get(name, -1)
-        self._fill = _says(FILL_WEIGHT, len(self._names))
-        self._explored = _says(EXPLORE_WEIGHT, len(self._names)) >> _PLACE_BITS
+        self._fill = _says(FILL_WEIGHT, len(self._names), rrf)
+        self._explored = _says(EXPLORE_WEIGHT, len(self._names), rrf) >> _PLACE_BITS
         self.weigh(weights)
 
     def weigh(self, weights: Mapping[str, float]) -> None:
         """Use other weights from now on."""
-        total = sum(weights.get(name, 0.0) for name in self._names)
-        self._says = [_says(weights.get(name, 0.0), i) for i, name in enumerate(self._names)]
-        self._leads = [_says(LEAD * total, i) for i in range(len(self._names))]
+        own = [weights.get(name, 0.0) for name in self._names]
+        self._says = [_says(weight, place, self._rrf) for place, weight in enumerate(own)]
+        self._leads = [_says(LEAD * sum(own), place, self._rrf) for place in range(len(own))]
 
     def merge(
         self,
@@ -136,7 +145,7 @@ class Merger:
             B of them, of the same items.
         proposed
             By source, in the order of `names`, and by query: distinct rows, best first, at most
-            100.
+            `MAX_DEPTH`.
         filling
             By query: rows to put behind what was proposed, of the trend, best first.
         """
@@ -162,9 +171,12 @@ class Merger:
         """Return candidates of which the last `n_places` at most are given to further rows."""
         more = more[~items.is_among(more, merged.rows)][:n_places]
         n_kept = self._limit - len(more)
-        kept = Merged(merged.rows[:n_kept], merged.sources[:n_kept], merged.scores[:n_kept])
-        sources = np.full(len(more), SOURCE_CODE["explore"])
-        return _joined(kept, Merged(more, sources, self._explored[: len(more)] / _UNIT))
+        scores = self._explored[: len(more)] / _UNIT
+        return Merged(
+            np.concatenate([merged.rows[:n_kept], more]),
+            np.concatenate([merged.sources[:n_kept], np.full(len(more), SOURCE_CODE["explore"])]),
+            np.concatenate([merged.scores[:n_kept], scores]),
+        )
 
     def _top(
         self,
@@ -173,28 +185,34 @@ class Merger:
         filling: Sequence[Rows] | None,
     ) -> _Top:
         """Return the best of what was proposed, fused, copies and all."""
-        items, n_queries = queries[0].items, len(queries)
-        owners, rows, said = self._said(queries, proposed, filling)
-        length = min(self._looked_at, int(np.bincount(owners, minlength=1).max()))
-        top = _Top(*(np.zeros((n_queries, length), np.int64) for _ in _Top._fields))
+        items = queries[0].items
+        keys, sizes = self._said(queries, proposed, filling)
+        ends = np.cumsum([0, *sizes])
+        starts = np.ones(len(keys), np.bool_)  # of a query's row, one or several times
+        for start, end in pairwise(ends.tolist()):
+            own = keys[start:end]
+            own.sort()  # few are sorted faster than all, and than places are
+            starts[start + 1 : end] = own[1:] >> _SAID_BITS != own[:-1] >> _SAID_BITS
+        firsts = np.flatnonzero(starts)
+        n_of = np.diff(np.searchsorted(firsts, ends))  # (B,)
+        width = int(n_of.max())
+        length = min(self._looked_at, width)
+        top = _Top(*(np.zeros((len(queries), length), np.int64) for _ in _Top._fields))
         if not length:
             return top
-        n_rows = items.n_rows
-        keys = owners * n_rows + rows
-        order = np.argsort(keys)
-        keys, said = keys[order], said[order]
-        starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
-        keys = keys[starts]  # one for each query and row, as all below
-        rows = keys % n_rows
-        hashes = items.id_hash[rows]
-        fused = np.add.reduceat(said >> _PLACE_BITS, starts)
-        strongest = np.maximum.reduceat(said, starts)
-        ends = np.searchsorted(keys, np.arange(n_queries + 1) * n_rows).tolist()
-        for b, (start, end) in enumerate(pairwise(ends)):
-            at = start + best_of(fused[start:end], hashes[start:end], length)
-            top.rows[b, : len(at)] = rows[at]
-            top.fused[b, : len(at)] = fused[at]
-            top.codes[b, : len(at)] = strongest[at]
+        said = keys & (1 << _SAID_BITS) - 1
+        rows = keys[firsts] >> _SAID_BITS
+        fused = np.add.reduceat(said >> _PLACE_BITS, firsts)
+        strongest = said[np.append(firsts[1:], len(said)) - 1]
+        is_own = np.arange(width) < n_of[:, None]  # (B, W)
+        places, values = np.zeros(is_own.shape, np.int64), np.full(is_own.shape, -1)
+        places[is_own], values[is_own] = np.arange(len(firsts)), fused
+        best = best_of_each(values, items.id_hash[rows][places], length)
+        for b, at in enumerate(best):
+            chosen = places[b, at]
+            top.rows[b, : len(at)] = rows[chosen]
+            top.fused[b, : len(at)] = fused[chosen]
+            top.codes[b, : len(at)] = strongest[chosen]
         return top
 
     def _said(
@@ -202,23 +220,23 @@ class Merger:
         queries: Sequence[Query],
         proposed: Sequence[Sequence[Rows]],
         filling: Sequence[Rows] | None,
-    ) -> tuple[Ints, Rows, Ints]:
-        """Return whose each proposal is, its row, and what its source says of it."""
-        rows, said = [_NO_ROWS], [_NO_ROWS]
-        for place, (name, lists) in enumerate(zip(self._names, proposed, strict=True)):
-            plain, lead = self._says[place], self._leads[place]
-            for own, query in zip(lists, queries, strict=True):
-                rows.append(own)
-                said.append((lead if query.lead == name else plain)[: len(own)])
-        # Of the filling only what nobody has proposed: it must not add to what was said.
-        for b, own in enumerate(filling or ()):
-            known = np.concatenate([_NO_ROWS, *(lists[b] for lists in proposed)])
-            rows.append(own[~queries[b].items.is_among(own, known)][:CANDIDATES])
-            said.append(self._fill[: len(rows[-1])])
-        sizes = [len(own) for own in rows[1:]]
-        n_lists = len(sizes) // len(queries)
-        owners = np.repeat(np.tile(np.arange(len(queries)), n_lists), sizes)
-        return owners, np.concatenate(rows), np.concatenate(said)
+    ) -> tuple[Ints, list[int]]:
+        """Return each query's proposals: the row, below it what its source says; and how many."""
+        rows, said, sizes = [_NO_ROWS], [_NO_ROWS], []
+        for b, query in enumerate(queries):
+            n_before = len(rows)
+            for place, lists in enumerate(proposed):
+                if len(own := lists[b]):
+                    is_lead = query.lead == self._names[place]
+                    rows.append(own)
+                    said.append((self._leads if is_lead else self._says)[place][: len(own)])
+            # Of the filling only what nobody has proposed: it must not add to what was said.
+            if filling:
+                known = np.concatenate([_NO_ROWS, *rows[n_before:]])
+                rows.append(filling[b][~query.items.is_among(filling[b], known)][:CANDIDATES])
+                said.append(self._fill[: len(rows[-1])])
+            sizes.append(sum(map(len, rows[n_before:])))
+        return np.concatenate(rows) << _SAID_BITS | np.concatenate(said), sizes
 
     def _is_copy(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
         """Return which rows repeat the content of a better one that is no copy, shape (B, L)."""
@@ -270,14 +288,6 @@ def _first(is_out: NDArray[np.bool_], is_excess: NDArray[np.bool_], n: int) -> I
     return np.sort(rank[:, :n], axis=1)
 
 
-def _joined(one: Merged, other: Merged) -> Merged:
-    return Merged(
-        np.concatenate([one.rows, other.rows]),
-        np.concatenate([one.sources, other.sources]),
-        np.concatenate([one.scores, other.scores]),
-    )
-
-
 def learned_factors(mean: NDArray[np.float64], n_rewards: int) -> dict[str, float]:
     """Return by what each source's weight is to be multiplied, by name, 1/2 to 2.
 
@@ -310,12 +320,12 @@ def learned_factors(mean: NDArray[np.float64], n_rewards: int) -> dict[str, floa
     return dict(zip(SOURCES, factors, strict=True))
 
 
-def _says(weight: float, place: int) -> Ints:
-    """Return what the source at a place says of its first 100 rows, int64, shape (100,).
+def _says(weight: float, place: int, rrf: int) -> Ints:
+    """Return what the source at a place says of its first rows, int64, shape (MAX_DEPTH,).
 
     The contribution, and in the lower bits the place, reversed: of two sources that contribute
     the same to a row the larger number is the earlier one's.
     """
-    shares = np.rint(_UNIT * weight / (_RRF + 1 + np.arange(CANDIDATES))).astype(np.int64)
+    shares = np.rint(_UNIT * weight / (rrf + 1 + np.arange(MAX_DEPTH))).astype(np.int64)
     says: Ints = (shares << _PLACE_BITS) + _LAST_PLACE - place
     return says

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from models.checkpoint import ModelFileError, ModelMismatchError, checksum, read_model
 from models.dataset import N_BUCKETS, gap_buckets, time_bucket
 from models.features import CANDIDATES, EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
+from models.item_vectors import widened
 
 __all__ = ["ModelFileError", "ModelMismatchError", "StudentScorer", "checksum"]
 
@@ -31,6 +32,7 @@ MAX_ROWS: Final = 32
 _EMBED_ROWS: Final = 1_024  # items embedded at a time: the block stays in cache
 
 Scores = NDArray[np.float32]
+Table = NDArray[np.float32] | NDArray[np.float16]  # of items' vectors
 Columns = dict[str, NDArray[Any]]
 
 
@@ -61,6 +63,9 @@ class StudentScorer:
         Items with vectors of their own.
     metrics
         What training measured, for people to read.
+    factors
+        Vectors that retrieve in place of the network's (`models.plain_tower`), float16, of length
+        1 typically, shape (I + 1, M): a row of zeros, then `item_ids`. None: the network's do.
     rows_per_call
         Users in one run of the graph: `MAX_ROWS`, or 1 on a CPU whose kernels mix rows.
 
@@ -79,11 +84,21 @@ class StudentScorer:
         self._projection = model.text_projection
         self._id_vectors = model.id_vectors
         self.item_length = _typical_length(model.text_projection, model.id_vectors)
+        self.factors: NDArray[np.float16] | None = None
+        if model.factors is not None:
+            length = _typical_length(np.zeros_like(model.text_projection), model.factors)
+            self.factors = np.pad(model.factors / np.float32(length), ((1, 0), (0, 0))).astype(
+                np.float16
+            )
         self._session = _open_session(path, model.onnx)
         self._is_older = _is_older(self._session, self.dim, path)
         self.rows_per_call = MAX_ROWS
         if not self._is_row_by_row():
             self.rows_per_call = 1
+
+    def factor_rows(self, item_ids: list[str]) -> NDArray[np.int32]:
+        """Return the items' rows of `factors`, 0 for items without."""
+        return np.array([self._row_of.get(item_id, -1) + 1 for item_id in item_ids], np.int32)
 
     def embed_items(self, item_ids: list[str], text_vectors: NDArray[np.float32]) -> Scores:
         """Return item vectors, float32, shape (N, M), of text vectors, shape (N, TEXT_DIM).
@@ -109,7 +124,7 @@ class StudentScorer:
 
     def user_vectors(
         self,
-        item_table: NDArray[np.float32],
+        item_table: Table,
         history_rows: NDArray[np.int64],
         history_types: NDArray[np.int64],
         history_age_s: NDArray[np.float32],
@@ -120,8 +135,8 @@ class StudentScorer:
         Parameters
         ----------
         item_table
-            Vectors from `embed_items` below a row of zeros, C-contiguous, shape (N + 1, M).
-            Used where it lies, not copied.
+            Vectors from `embed_items` below a row of zeros, float32 or float16, shape (N + 1, M).
+            Not copied, but for the rows that are asked for.
         history_rows, history_types
             Rows of the table and codes of `models.features.EVENT_TYPES`, oldest first, shape
             (B, T), padded with 0 **on the left only**: leave out items not in the table.
@@ -141,7 +156,7 @@ class StudentScorer:
 
     @staticmethod
     def score(
-        item_table: NDArray[np.float32],
+        item_table: Table,
         user_vectors: NDArray[np.float32],
         candidate_rows: NDArray[np.int64],
     ) -> Scores:
@@ -150,12 +165,11 @@ class StudentScorer:
         `candidate_rows`, shape (B, K), are rows of the table; 0 is padding and gets -inf.
         """
         # Not BLAS: there a product's last bits depend on its place among the others.
-        scores = np.einsum("bkm,bm->bk", item_table[candidate_rows], user_vectors)
+        vectors = widened(item_table[candidate_rows])
+        scores = np.einsum("bkm,bm->bk", vectors, user_vectors)
         return np.where(candidate_rows > 0, scores, np.float32(-np.inf))
 
-    def _run(
-        self, table: NDArray[np.float32], columns: Columns, rows_per_call: int
-    ) -> NDArray[np.float32]:
+    def _run(self, table: Table, columns: Columns, rows_per_call: int) -> NDArray[np.float32]:
         n_users = len(columns["rows"])
         vectors = np.empty((n_users, self.dim), np.float32)
         run = self._run_older if self._is_older else self._run_once
@@ -165,20 +179,27 @@ class StudentScorer:
             vectors[part] = run(table, feed)
         return vectors
 
-    def _run_once(self, table: NDArray[np.float32], feed: Columns) -> Any:
-        return self._session.run(["user"], {"table": table, **feed})[0]  # (B, M)
+    def _run_once(self, table: Table, feed: Columns) -> Any:
+        own, places = self._tokens(table, feed["rows"])
+        inputs = {**feed, "table": own, "rows": places}
+        return self._session.run(["user"], inputs)[0]  # (B, M)
 
-    def _run_older(self, table: NDArray[np.float32], feed: Columns) -> Any:
+    def _run_older(self, table: Table, feed: Columns) -> Any:
         """Ask a network that tells scores alone: those of unit vectors are the user's vector."""
-        rows = feed["rows"]  # (B, T)
-        n_tokens = rows.size
-        padding, units = np.zeros((1, self.dim), np.float32), np.eye(self.dim, dtype=np.float32)
-        own = np.concatenate([padding, table[rows.ravel()], units])  # (1 + B T + M, M)
-        candidates = np.zeros((len(rows), CANDIDATES), np.int64)
-        candidates[:, : self.dim] = 1 + n_tokens + np.arange(self.dim)
-        places = np.where(rows > 0, 1 + np.arange(n_tokens).reshape(rows.shape), 0)
+        own, places = self._tokens(table, feed["rows"])
+        candidates = np.zeros((len(places), CANDIDATES), np.int64)
+        candidates[:, : self.dim] = len(own) + np.arange(self.dim)
+        own = np.concatenate([own, np.eye(self.dim, dtype=np.float32)])  # (1 + B T + M, M)
         inputs = {**feed, "table": own, "rows": places, "candidates": candidates}
         return self._session.run(["scores"], inputs)[0][:, : self.dim]
+
+    def _tokens(
+        self, table: Table, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return the vectors of rows (B, T) below one of zeros, (1 + B T, M), and their places."""
+        own = np.zeros((1 + rows.size, self.dim), np.float32)
+        own[1:] = widened(table[rows.ravel()])
+        return own, np.where(rows > 0, 1 + np.arange(rows.size).reshape(rows.shape), 0)
 
     def _is_row_by_row(self) -> bool:
         """Say whether this CPU gives each user the same bytes alone, in pairs and in a crowd."""
@@ -199,10 +220,16 @@ class StudentScorer:
 
 
 def _typical_length(projection: NDArray[np.float32], own: NDArray[np.float32]) -> float:
-    """Return the root of the mean square of an item's vector, of texts in any direction."""
+    """Return the root of the mean square of an item's vector, of texts in any direction.
+
+    More where few are much longer, the popular ones: the hundredth is 2.5 times as long as this at
+    most, for which columns have room (`operators.catalogue`).
+    """
     of_text = float(np.square(projection, dtype=np.float64).sum()) / len(projection)
-    of_item = float(np.square(own, dtype=np.float64).sum()) / max(len(own), 1)
-    return max(float(f"{(of_text + of_item) ** 0.5:.3g}"), 1e-6)
+    of_items = np.square(own, dtype=np.float64).sum(axis=1)
+    usual = of_text + float(of_items.sum()) / max(len(own), 1)
+    longest = of_text + float(np.quantile(of_items, 0.99)) if len(own) else 0.0
+    return max(float(f"{max(usual**0.5, longest**0.5 / 2.5):.3g}"), 1e-6)
 
 
 def _is_older(session: ort.InferenceSession, dim: int, path: Path | str) -> bool:

@@ -10,6 +10,11 @@ a vector of its own. The own vector is dropped at random in training, so that th
 learns to stand alone: an item added a second ago is scored by its text. The last column of an
 item's vector meets a user column that starts at 1 and so acts as the item's popularity.
 
+Beside the network the user vector has a plain part: the sum of the history's item vectors, fading
+by place, through one matrix. Item vectors and this matrix may start as a factorisation
+(`models.factors`), so that little data finds what goes with what as well as that does; the network
+learns what order, pauses and context add.
+
 Positions are a learned bias for each distance and head (Raffel et al. 2020, section 2.1), not
 vectors added to the tokens: keys and values then do not depend on where an item stands, and
 may be kept while the window slides. The context enters after the sequence, for the same reason.
@@ -30,6 +35,7 @@ from torch.nn import functional as F
 
 from models.dataset import N_BUCKETS
 from models.features import EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM
+from models.plain_tower import FADING
 
 # Added to attention logits. Padding weighs exp(-1e4) = 0 against any item; what lies ahead is
 # lower still, so that the padding before a user's first item sees padding only.
@@ -114,8 +120,8 @@ class Student(nn.Module):
     >>> table = student.item_table(torch.zeros(3, TEXT_DIM))  # row 0 is padding
     >>> rows = torch.tensor([[0] * (HISTORY - 1) + [2]])
     >>> zeros = torch.zeros_like(rows)
-    >>> hidden = student.encode(table, rows, zeros, zeros)  # (B, T, W)
-    >>> users = student.users(hidden[:, -1], torch.zeros(1, N_CONTEXT), torch.tensor([0]))
+    >>> states = student.encode(table, rows, zeros, zeros)  # (B, T, 2W)
+    >>> users = student.users(states[:, -1], torch.zeros(1, N_CONTEXT), torch.tensor([0]))
     >>> (users @ table.T).shape
     torch.Size([1, 4])
     """
@@ -136,6 +142,7 @@ class Student(nn.Module):
         self.request_age = nn.Embedding(N_BUCKETS, config.request)
         self.request_out = nn.Linear(config.request, width, bias=False)
         self.user_out = nn.Linear(width, width)
+        self.pool = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self._init_weights()
 
@@ -145,6 +152,7 @@ class Student(nn.Module):
         # Trained without contexts these stay at zero, and the model does not heed them.
         nn.init.zeros_(self.request_context.weight)
         nn.init.zeros_(self.request_age.weight)
+        nn.init.zeros_(self.pool.weight)
         nn.init.zeros_(self.user_out.bias)
         with torch.no_grad():
             self.user_out.bias[-1] = 1.0  # the popularity column
@@ -158,24 +166,36 @@ class Student(nn.Module):
         return F.pad(self.text(text_vectors) + own, (0, 0, 1, 0))  # (N + 1, W)
 
     def encode(self, table: Tensor, rows: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
-        """Return the state after each position, shape (B, T, W), blind to what follows it."""
+        """Return the state after each position, shape (B, T, 2W), blind to what follows it.
+
+        The first half is the network's, the second the fading sum of the items' vectors.
+        """
         length = rows.shape[1]
-        x = self.item_in(F.embedding(rows, table)) + self.kind(types) + self.gap(gaps)  # (B, T, W)
+        items = F.embedding(rows, table)  # (B, T, W)
+        x = self.item_in(items) + self.kind(types) + self.gap(gaps)  # (B, T, W)
         x = self.dropout(x)
         mask = torch.full((length, length), FUTURE_BIAS).triu(1)  # (T, T)
         mask = mask + torch.where(rows == 0, PAD_BIAS, 0.0)[:, None, None, :]  # (B, 1, T, T)
         for block in self.blocks:
             x = block(x, mask)
-        normed: Tensor = self.final_norm(x)
-        return normed
+        return torch.cat((self.final_norm(x), _fading(length) @ items), dim=-1)  # (B, T, 2W)
 
     def users(self, states: Tensor, contexts: Tensor | None, ages: Tensor) -> Tensor:
-        """Return user vectors (..., W) of states (..., W), scaled contexts (..., C), ages (...)."""
+        """Return user vectors (..., W) of states (..., 2W), contexts (..., C), ages (...)."""
+        states, pooled = states.chunk(2, dim=-1)  # (..., W) each
         joined = self.request_history(states) + self.request_age(ages)  # (..., R)
         if contexts is not None:
             joined = joined + self.request_context(contexts)
         users: Tensor = self.user_out(states) + self.request_out(self.dropout(F.relu(joined)))
-        return users
+        plain: Tensor = self.pool(pooled)
+        return users + plain
+
+
+def _fading(length: int) -> Tensor:
+    """Return what each position's sum takes of each position's item, shape (T, T)."""
+    steps = torch.arange(length)
+    behind = steps[:, None] - steps
+    return torch.where(behind >= 0, FADING ** behind.clamp(min=0), 0.0)
 
 
 class Negatives(NamedTuple):

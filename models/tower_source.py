@@ -14,6 +14,7 @@ from models.neighbours import to_grid
 from models.sources import Query, Rows
 
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
+_MOST_SEEN: Final = 300  # rows that a query has seen: 200 bought, and its history and cart
 
 
 class TowerSource:
@@ -27,7 +28,8 @@ class TowerSource:
     Notes
     -----
     One search of the index for the whole batch; it is asked for a history's length more than the
-    limit, for what a user has met scores high and is left out. Without a student there is nothing.
+    limit, for what a user has met scores high and is left out. Those who have met more of it are
+    searched for again, with room for all. Without a student there is nothing.
 
     References
     ----------
@@ -41,17 +43,23 @@ class TowerSource:
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return the rows of the largest products, of those that the user has not met."""
-        vectors = [query.user_vector for query in queries if query.user_vector is not None]
-        if not vectors:
-            return [_NO_ROWS] * len(queries)
-        hits = iter(queries[0].items.tower.search(_directions(vectors), self._limit + HISTORY))
-        return [
-            _NO_ROWS if query.user_vector is None else self._unmet(query, next(hits).rows)
-            for query in queries
-        ]
+        found = self._search(queries, range(len(queries)), HISTORY)
+        short = [b for b, rows in found.items() if len(rows) < self._limit]
+        found.update(self._search(queries, short, _MOST_SEEN))
+        return [found.get(b, _NO_ROWS) for b in range(len(queries))]
 
-    def _unmet(self, query: Query, rows: Rows) -> Rows:
-        return rows[~query.is_seen(rows)][: self._limit]
+    def _search(
+        self, queries: Sequence[Query], places: Sequence[int], n_more: int
+    ) -> dict[int, Rows]:
+        """Return the unmet rows for the queries at some places, by place."""
+        vectors = {b: queries[b].user_vector for b in places}
+        wanted = {b: vector for b, vector in vectors.items() if vector is not None}
+        if not wanted:
+            return {}
+        directions = _directions(list(wanted.values()))
+        hits = queries[0].items.tower.search(directions, self._limit + n_more)
+        pairs = zip(wanted, (hit.rows for hit in hits), strict=True)
+        return {b: rows[~queries[b].is_seen(rows)][: self._limit] for b, rows in pairs}
 
 
 def _directions(vectors: list[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -8,6 +8,9 @@ Time is cut twice: the model trains on targets before the first cut, stops by th
 between the cuts, and is measured once on the stretch after the second. Requests of the test
 see all events before them, as serving does; the weights do not.
 
+The stretch between the cuts also says what retrieves: the network, or factors alone where they
+find clearly more (`models.retrieval`). The scores are the network's in either case.
+
 The same input, seed and thread count give the same file, byte for byte, on one machine.
 """
 
@@ -15,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +27,7 @@ from torch import Tensor
 
 from models.checkpoint import write_model
 from models.dataset import (
+    TARGET_WEIGHT,
     Histories,
     Requests,
     Windows,
@@ -37,11 +41,18 @@ from models.dataset import (
 )
 from models.evaluate import next_item_metrics, next_item_ranks
 from models.export import export_student
+from models.factors import item_factors
 from models.features import scale_context
+from models.retrieval import is_plain_better
 from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
 from models.text import encode_texts
 
 _CLIP_NORM: Final = 1.0
+# What goes together is known from the start: its parameters learn at this share of the rate.
+_SEEDED: Final = ("ids.weight", "pool.weight")
+_SEEDED_RATE: Final = 0.05
+_SEEDED_LOGITS: Final = 30.0  # of what a user is sure to want: products of factors are 0 to 1
+_QUIET: Final = 0.1  # the rest of the network begins with a tenth of its usual say
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,8 @@ def train_student(
     with deterministic(seed, config.threads):
         student = Student(config.student, len(item_ids))
         _seed_popularity(student, popularity(histories, len(item_ids), until_s=cuts[0]))
+        seeds = _factors(histories, len(item_ids), config.student.width - 1, cuts[0], seed)
+        _seed_factors(student, seeds)
         trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
         epochs = trainer.fit(on_progress or (lambda _: None), teacher)
         metrics = {
@@ -132,7 +145,14 @@ def train_student(
             "tested_from_s": float(cuts[1]),
             **_test_metrics(student, histories, texts, cuts, config),
         }
-    model = export_student(student, item_ids, metrics)
+        network = catalogue_scores(student, texts)
+        plain, found = is_plain_better(network, seeds, histories, cuts, limit=config.max_requests)
+        metrics.update(found)
+    factors = None
+    if plain:  # made anew of all that is known: nothing is measured by them any more
+        whole = _factors(histories, len(item_ids), config.student.width, None, seed)
+        factors = whole.astype(np.float32)
+    model = export_student(student, item_ids, metrics, factors)
     return TrainResult(path, write_model(path, model), metrics)
 
 
@@ -154,8 +174,14 @@ class _Trainer:
         self.rng = np.random.default_rng(seed)
         n_batches = -(-n_windows(histories, until_s=cuts[0]) // config.batch_size)
         self.total = config.epochs * n_batches
+        named = list(student.named_parameters())
+        slow = [own for name, own in named if name in _SEEDED]
+        groups: list[dict[str, Any]] = [
+            {"params": [own for name, own in named if name not in _SEEDED]},
+            {"params": slow, "lr": _SEEDED_RATE * config.learning_rate},
+        ]
         self.optimizer = torch.optim.AdamW(
-            student.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         warmup = max(1, self.total // 20)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -305,6 +331,36 @@ def _seed_popularity(student: Student, counts: NDArray[np.float64]) -> None:
     with torch.no_grad():
         student.ids.weight[:, -1] = torch.from_numpy(logs.astype(np.float32))
         student.ids.weight *= torch.from_numpy(is_known[:, None])
+
+
+def _factors(
+    histories: Histories, n_items: int, width: int, until_s: int | None, seed: int
+) -> NDArray[np.float64]:
+    """Return factors of items by what was wanted before a time, or at all, shape (N, width)."""
+    is_past = TARGET_WEIGHT[histories.types] > 0
+    if until_s is not None:
+        is_past &= histories.time_s < until_s
+    users = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offsets))
+    rows = histories.rows[is_past] - 1
+    return item_factors(users[is_past], rows, n_items, width=width, seed=seed)
+
+
+def _seed_factors(student: Student, factors: NDArray[np.float64]) -> None:
+    """Let the items' own vectors and the plain part of the user's begin as a factorisation.
+
+    The last column stays the popularity, which the factors know already: it begins without a say.
+    """
+    own = student.ids.weight
+    is_known = factors.any(axis=1)
+    if not is_known.any():
+        return
+    length = float(np.linalg.norm(factors[is_known], axis=1).mean())
+    with torch.no_grad():
+        own[:, :-1] = torch.from_numpy((factors / length).astype(np.float32))
+        student.pool.weight[:-1, :-1] = torch.eye(own.shape[1] - 1) * _SEEDED_LOGITS * length**2
+        student.user_out.bias[-1] = 0.0
+        for layer in (student.text, student.user_out, student.request_out):
+            layer.weight *= _QUIET
 
 
 def rate(step: int, warmup: int, total: int) -> float:

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from models.arms import SOURCES
 from models.campaign_source import CampaignSource
 from models.changed_source import ChangedSource
+from models.codes import Codes
 from models.explore_source import ExploreSource, explored_places
 from models.features import CANDIDATES, EVENT_CODE, EVENT_TYPES, HISTORY
 from models.intent_source import IntentSource
-from models.item_rows import Codes, ItemRows
-from models.merging import Merger
+from models.item_rows import ItemRows
+from models.merging import RRF, Merger
 from models.repeat_source import RepeatSource
 from models.sources import (
     WEIGHT_UNIT,
@@ -59,6 +60,8 @@ WEIGHTS: Final = {
     "changed": 1.0,
     "campaign": 1.0,
 }
+# Rows proposed at most, of the sources that could go on, 1 to `models.merging.MAX_DEPTH`.
+DEPTHS: Final = {"neighbour": 100, "content": 50, "trend": 100, "tower": 100}
 # Neither costs recall@100 on MovieLens; a share of 0.3 does, 2% of it.
 MAX_PER_CATEGORY: Final = 0.5
 COPY_COSINE: Final = 0.98
@@ -132,8 +135,10 @@ class CandidateGenerator:
         source off.
     limit
         K, candidates at most, 1 to 100.
-    max_per_category, copy_cosine
+    max_per_category, copy_cosine, rrf
         Of `models.merging.Merger`.
+    depths
+        Rows that some sources propose at most, by name, those of `DEPTHS`.
     explore_share
         Share of K that is kept for items that few have been told of, 0 to 1.
 
@@ -168,6 +173,8 @@ class CandidateGenerator:
         limit: int = CANDIDATES,
         max_per_category: float = MAX_PER_CATEGORY,
         copy_cosine: float = COPY_COSINE,
+        rrf: int = RRF,
+        depths: Mapping[str, int] = DEPTHS,
         explore_share: float = 0.0,
     ) -> None:
         self._items = items
@@ -175,7 +182,7 @@ class CandidateGenerator:
         self._limit = limit
         self._explore_share = explore_share
         self._lock = threading.Lock()
-        self._sources = [s for s in weighed_sources() if weights.get(s.name, 0.0) > 0]
+        self._sources = [s for s in weighed_sources(depths) if weights.get(s.name, 0.0) > 0]
         self._filling = TrendSource(limit=2 * limit)  # K at least beside any K
         n_places = math.ceil(explore_share * limit)
         self._explore = ExploreSource(limit=2 * n_places)  # some stand in the list already
@@ -185,6 +192,7 @@ class CandidateGenerator:
             limit=limit,
             max_per_category=max_per_category,
             copy_cosine=copy_cosine,
+            rrf=rrf,
         )
 
     def weigh(self, factors: Mapping[str, float]) -> None:
@@ -239,15 +247,15 @@ class CandidateGenerator:
         return candidates_of(self._items, found.rows, found.sources, found.scores)
 
 
-def weighed_sources() -> tuple[Source, ...]:
+def weighed_sources(depths: Mapping[str, int] = DEPTHS) -> tuple[Source, ...]:
     """Return the sources whose proposals are weighed, in the order of `models.arms.SOURCES`."""
     return (
-        NeighbourSource(),
-        ContentSource(),
-        TrendSource(),
+        NeighbourSource(depths["neighbour"]),
+        ContentSource(depths["content"]),
+        TrendSource(depths["trend"]),
         UnfinishedSource(),
         IntentSource(),
-        TowerSource(),
+        TowerSource(depths["tower"]),
         RepeatSource(),
         ChangedSource(),
         CampaignSource(),
@@ -335,19 +343,24 @@ def _bought_ages(trigger: Trigger) -> list[int]:
 
 
 def _codes(names: Codes, wanted: list[str]) -> Rows:
+    if not wanted:
+        return _NO_ROWS
     codes = [names.get(name) for name in wanted]
     return np.array([code for code in codes if code], np.int64)
 
 
 def _distinct(rows: list[int]) -> Rows:
-    return np.array(list(dict.fromkeys(rows)), np.int64)
+    if not rows:
+        return _NO_ROWS
+    known = dict.fromkeys(rows)
+    return np.fromiter(known, np.int64, len(known))
 
 
 def candidates_of(
     items: ItemRows, rows: Rows, sources: NDArray[np.int64], scores: Floats
 ) -> list[Candidate]:
     """Return candidates by name, of rows, places in `models.arms.SOURCES` and fused scores."""
-    ids = [items.item_ids[row] for row in rows.tolist()]
+    ids = items.item_ids.named(rows)
     names = [SOURCES[code] for code in sources.tolist()]
     return list(map(Candidate._make, zip(ids, names, scores.tolist(), strict=True)))
 

@@ -2,6 +2,8 @@
 
 import json
 import random
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -9,13 +11,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from flows import candidate_student
 from flows.candidate_cases import Learner, cases_of
-from flows.candidate_period import Period
+from flows.candidate_period import Merging, Period
+from flows.candidate_report import environment
+from flows.candidate_trial import Data, Plan, Split, Tell, mergings_of, run
 from flows.cli import app
 from flows.evaluate import read
 from flows.recorded import retail
+from flows.settings import Settings
 from models.baselines import make, matrix_of
-from operators.candidates import WEIGHTS
+from models.serving import StudentScorer
 from operators.messages import Event, Item
 from tests.conftest import T0_MS, event
 
@@ -72,7 +78,7 @@ def evaluate(*arguments: str) -> Result:
 @pytest.fixture(scope="module")
 def report(files: list[str]) -> dict[str, object]:
     """Return the report on the shop, a fifth of its items hidden for the cold."""
-    result = evaluate(*files, "--budget", "3", "--hold-out", "0.2", "--json")
+    result = evaluate(*files, "--budget", "3", "--hold-out", "0.2", "--no-student", "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -112,19 +118,56 @@ def test_an_interval_holds_its_mean_and_a_lead_has_one(report: dict[str, object]
 def test_the_same_files_and_seed_give_the_same_report(
     files: list[str], report: dict[str, object]
 ) -> None:
-    again = evaluate(*files, "--budget", "3", "--hold-out", "0.2", "--json")
+    again = evaluate(*files, "--budget", "3", "--hold-out", "0.2", "--no-student", "--json")
     assert json.loads(again.stdout) == report
 
 
 def test_a_table_a_plot_and_the_object_as_the_last_line(files: list[str], tmp_path: Path) -> None:
     plot = tmp_path / "report.png"
-    result = evaluate(*files, "--budget", "2", "--hold-out", "0", "--plot", str(plot), "--tune")
+    options = ["--budget", "3", "--hold-out", "0", "--plot", str(plot), "--tune"]
+    result = evaluate(*files, *options)
     assert result.exit_code == 0, result.output
     assert "recall of new items" in result.stdout
     found = json.loads(result.stdout.splitlines()[-1])
-    assert found["methods"]["merged, tuned"]["settings_tried"] == 2
+    tuned = found["methods"]["merged, tuned"]
+    assert tuned["settings_tried"] == found["methods"]["ALS"]["settings_tried"] == 3
+    assert found["lead_of_tuned"].keys() == found["methods"].keys() - {"merged, tuned"}
     assert found["with_hidden_items"] == {}
     assert plot.read_bytes().startswith(b"\x89PNG")
+    # The student learned whose taste is whose.
+    assert mean(found, "tower") > 1.2 * mean(found, "popularity")
+
+
+def test_what_was_tuned_is_what_decide_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    *_, merging = mergings_of(5, seed=0)
+    for one in shlex.split(environment(merging)):
+        monkeypatch.setenv(*one.split("=", 1))
+    chosen = Settings().candidates
+    assert Merging(chosen.weights.model_dump(), chosen.depths.model_dump(), chosen.rrf) == merging
+    assert merging != Merging()
+
+
+def test_a_student_knows_nothing_of_its_period_nor_of_hidden_items() -> None:
+    told: list[list[Event]] = []
+
+    def train(
+        events: Sequence[Event], items: Sequence[Item], seed: int, tell: Tell
+    ) -> StudentScorer:
+        told.append(list(events))
+        return candidate_student.train(events, items, seed, tell)
+
+    bought = days(12)
+    split = Split(T0_MS + 8 * DAY_MS, T0_MS + 10 * DAY_MS, T0_MS + 12 * DAY_MS)
+    plan = Plan(budget=1, hold_out=0.3, seed=0, tune=False)
+    result = run(Data(shop(), [], bought), split, plan, lambda _: None, train)
+    assert [max(event.time_ms for event in events) for events in told] == [
+        max(event.time_ms for event in bought if event.time_ms < end_ms)
+        for end_ms in (split.validation_ms, split.test_ms, split.test_ms)
+    ]
+    shown = [{event.item_id for event in events} for events in told]
+    assert len(shown[2]) < 0.9 * len(shown[1])
+    [tower] = [row for row in result.cold if row.name == "tower"]
+    assert tower.worth.warm.value > 0
 
 
 @pytest.mark.parametrize(
@@ -189,7 +232,7 @@ def test_the_merge_holds_its_own_on_real_invoices(shared_data: Path) -> None:
 
     als = make("ALS", ALS, seed=0)
     als.fit(matrix_of(period.known, period.catalogue.n_rows, als.half_life))
-    merged = period.recall(period.of_merge(WEIGHTS))
+    merged = period.recall(period.of_merge(Merging()))
     of_als = period.recall(period.of_baseline(als, is_all=False))
     assert np.nanmean(merged) > 0.9 * np.nanmean(of_als)
 

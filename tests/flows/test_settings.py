@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from flows.settings import Candidates, SourceWeights
+from flows.settings import Candidates, SourceDepths, SourceWeights
 from flows.tables import Tables
 from models.arms import DESIGN, SOURCES, D
-from operators.candidates import COPY_COSINE, MAX_PER_CATEGORY, WEIGHTS
+from models.merging import MAX_DEPTH, MAX_RRF, MIN_RRF, RRF
+from operators.candidates import COPY_COSINE, DEPTHS, MAX_PER_CATEGORY, WEIGHTS
 from operators.hops import Reward
 from operators.learning import LearnerShard
 from operators.messages import Item, ItemStats, PolicyShard
@@ -25,6 +26,7 @@ def test_the_weights_in_the_settings_are_those_of_every_source() -> None:
     assert (*WEIGHTS, "explore") == SOURCES
     merge = Candidates()
     assert (merge.max_per_category, merge.copy_cosine) == (MAX_PER_CATEGORY, COPY_COSINE)
+    assert (merge.rrf, SourceDepths().model_dump()) == (RRF, DEPTHS)
 
 
 def test_one_weight_is_set_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -39,6 +41,33 @@ def test_one_weight_is_set_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_a_weight_of_no_source_or_beyond_the_bounds_is_refused(weights: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         Candidates(weights=weights)  # type: ignore[arg-type] # pydantic converts it
+
+
+@pytest.mark.parametrize("rrf", [MIN_RRF - 1, MAX_RRF + 1])
+def test_a_constant_beyond_the_bounds_of_the_merge_is_refused(rrf: int) -> None:
+    assert Candidates(rrf=MIN_RRF).rrf < Candidates(rrf=MAX_RRF).rrf
+    with pytest.raises(ValidationError):
+        Candidates(rrf=rrf)
+
+
+@pytest.mark.parametrize("depths", [{"trend": 0}, {"tower": MAX_DEPTH + 1}, {"intent": 10}])
+def test_a_depth_of_no_list_or_beyond_the_bounds_is_refused(depths: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        Candidates(depths=depths)  # type: ignore[arg-type] # pydantic converts it
+
+
+def test_depths_and_the_constant_reach_the_candidates(tmp_path: Path) -> None:
+    weights = {**dict.fromkeys(WEIGHTS, 0.0), "trend": 1.0}
+    settings = w.settings(
+        tmp_path, candidates={"weights": weights, "depths": {"trend": 2}, "rrf": 200}
+    )
+    made = Tables(settings, clock=lambda: 0.0)
+    for item_id in "abc":
+        made.catalogue.apply(item_id, Item(item_id=item_id, title=f"title {item_id}"))
+    made.catalogue.refresh()
+    [found] = made.generator.find([trigger()])
+    by_place = [1 / 201, 1 / 202, 0.005 / 201]  # the third is filling
+    assert found.scores == pytest.approx(by_place, abs=1e-8)
 
 
 def policy_row(worth: float) -> PolicyShard:

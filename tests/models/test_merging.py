@@ -7,7 +7,7 @@ import pytest
 
 from models.arms import DESIGN, SOURCES
 from models.item_rows import ItemRows
-from models.merging import Merged, Merger, learned_factors
+from models.merging import MAX_DEPTH, MAX_RRF, MAX_WEIGHT, MIN_RRF, Merged, Merger, learned_factors
 from tests.models.moments import NONE, items_of, query, rows_of
 
 IDS = [f"i{n:02d}" for n in range(40)]
@@ -44,6 +44,35 @@ def test_reciprocal_ranks_add_up_by_weight() -> None:
     )
     assert ids(found) == ["i02", "i01", "i03"]
     assert found.scores == pytest.approx([2 / 62 + 1 / 61, 2 / 61, 1 / 62], abs=1e-8)
+
+
+def test_the_larger_k_the_more_it_counts_that_sources_agree() -> None:
+    first, twice = ["i00", *IDS[1:30]], [*IDS[31:40], "i20"]
+    proposals = {"content": first, "trend": twice}
+    weights = {"content": 1.0, "trend": 0.2}
+    assert ids(merged(proposals, weights, rrf=60))[0] == "i00"
+    assert ids(merged(proposals, weights, rrf=1_000))[0] == "i20"
+
+
+@pytest.mark.parametrize("rrf", [MIN_RRF, MAX_RRF])
+def test_the_last_row_of_the_longest_list_counts_more_than_filling(rrf: int) -> None:
+    names = [f"i{n:03d}" for n in range(MAX_DEPTH + 1)]
+    items = items_of(names)
+    own, fill = rows_of(items, *names[:-1]), rows_of(items, names[-1])
+    merger = Merger(["content", "tower"], {"content": 0.03, "tower": 0.03}, rrf=rrf)
+    [agreed] = merger.merge([query(items)], [[own], [own[-1:]]])
+    assert agreed.rows[0] == own[-1]
+    last = agreed.scores[0] - 0.03 / (rrf + 1)
+    [short] = merger.merge([query(items)], [[own[:1]], [NONE]], [fill])
+    assert short.rows.tolist() == [own[0], fill[0]]
+    assert 0 < short.scores[1] < last
+
+
+def test_scores_stay_below_what_is_sorted_whatever_the_settings() -> None:
+    names = list(SOURCES[:9])
+    merger = Merger(names, dict.fromkeys(names, MAX_WEIGHT), rrf=MIN_RRF)
+    [found] = merger.merge([query(SHOP, lead="changed")], [[rows_of(SHOP, "i01")]] * 9)
+    assert found.scores[0] * 2**28 < 2**32
 
 
 def test_a_row_names_the_source_that_says_most_and_of_equals_the_first() -> None:

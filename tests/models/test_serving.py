@@ -127,7 +127,8 @@ def test_onnx_gives_the_scores_of_the_torch_module(
     scorer = StudentScorer(tmp_path / "m.pfm")
     table = np.vstack((np.zeros((1, scorer.dim), np.float32), scorer.embed_items(IDS, texts)))
     columns = requests()
-    expected = torch_scores(student, table, columns)
+    own = student.item_table(torch.from_numpy(texts)).detach().numpy()
+    expected = torch_scores(student, own, columns)
     is_real = columns["candidate_rows"] > 0
     scores = scores_of(scorer, table, **columns)
     scale = expected.std()
@@ -135,11 +136,22 @@ def test_onnx_gives_the_scores_of_the_torch_module(
     assert np.isneginf(scores[~is_real]).all()
 
 
-def test_embedded_items_are_the_torch_modules(
+def test_embedded_items_are_the_torch_modules_turned(
     student: Student, table: NDArray[np.float32], texts: NDArray[np.float32]
 ) -> None:
-    expected = student.item_table(torch.from_numpy(texts)).detach().numpy()
-    np.testing.assert_allclose(table, expected, atol=1e-5)
+    own = student.item_table(torch.from_numpy(texts)).detach().numpy()
+    scale = np.square(own).sum(axis=1).max()
+    np.testing.assert_allclose(table @ table.T / scale, own @ own.T / scale, atol=1e-5)
+
+
+def test_a_long_column_is_spread_over_all() -> None:
+    made = make_student()
+    with torch.no_grad():
+        made.ids.weight.zero_()
+        made.ids.weight[:, -1] = 5.0
+    vectors = np.abs(export_student(made, IDS, {}).id_vectors)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 5.0, rtol=1e-5)
+    assert vectors.max() < 2.5
 
 
 def test_this_cpu_serves_whole_batches(scorer: StudentScorer) -> None:
@@ -358,3 +370,13 @@ def test_serving_does_not_load_torch(path: Path) -> None:
 def test_text_width_is_the_specifications(scorer: StudentScorer) -> None:
     with pytest.raises(ValueError, match="text vectors"):
         scorer.embed_items(["a"], np.zeros((1, TEXT_DIM + 1), np.float32))
+
+
+def test_half_the_precision_of_the_table_moves_scores_by_a_few_thousandths_of_their_spread(
+    scorer: StudentScorer, table: NDArray[np.float32]
+) -> None:
+    columns = requests()
+    whole = scores_of(scorer, table, **columns)
+    half = scores_of(scorer, table.astype(np.float16), **columns)
+    is_item = columns["candidate_rows"] > 0
+    assert np.abs(half[is_item] - whole[is_item]).max() < 0.003 * whole[is_item].std()

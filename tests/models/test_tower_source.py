@@ -41,6 +41,22 @@ def test_what_was_seen_is_left_out_before_the_limit() -> None:
     assert ids_by(TowerSource(limit=1), asked) == ["c"]
 
 
+def test_who_has_met_much_is_searched_for_again() -> None:
+    items = Catalogue()
+    ids = [f"i{n}" for n in range(200)]
+    for item_id in ids:
+        items.apply(item_id, Item(item_id=item_id, title=f"title {item_id}"))
+    items.refresh()
+    items.set_embedder(
+        lambda own, _: np.array([(1 - int(i[1:]) / 200, 0) for i in own], np.float32)
+    )
+    much = query(items, user_vector=user(1.0, 0.0), seen=rows_of(items, *ids[:150]))
+    few = query(items, user_vector=user(1.0, 0.0), seen=rows_of(items, *ids[:1]))
+    found = TowerSource(limit=10).propose([few, much])
+    named = [[items.item_ids[row] for row in rows] for rows in found]
+    assert named == [ids[1:11], ids[150:160]]
+
+
 def test_without_a_student_there_is_nothing() -> None:
     assert ids_by(TowerSource(), query(shop(has_student=False))) == []
     items = shop()

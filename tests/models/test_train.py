@@ -181,6 +181,36 @@ def test_a_teacher_is_asked_for_each_batch_and_followed(tmp_path: Path) -> None:
     assert int(np.argmax(scores)) < PER_TASTE
 
 
+def test_factors_retrieve_where_the_network_does_clearly_worse(tmp_path: Path) -> None:
+    # 240 items, 40 of a taste, and a teacher who says that everybody wants the garden.
+    items = [f"{taste}-{n}" for taste in TASTES for n in range(40)]
+    rng = np.random.default_rng(9)
+    n_events = N_USERS * N_EVENTS
+    chosen = [items[i // N_EVENTS % len(TASTES) * 40 + rng.integers(40)] for i in range(n_events)]
+    users = [f"u{i // N_EVENTS:03d}" for i in range(n_events)]
+    times = [i % N_EVENTS * DAY_S for i in range(n_events)]
+    views = [EVENT_CODE["view"]] * n_events
+    histories = build_histories(users, chosen, views, times, item_ids=items)
+    garden = torch.arange(1, len(items) + 1)
+
+    def mislead(batch: Windows) -> TeacherLogits:
+        n_examples = int((batch.weights > 0).sum())
+        logits = torch.where(garden <= 120, 9.0, 0.0)
+        return TeacherLogits(
+            garden.expand(n_examples, -1), logits.expand(n_examples, -1), share=0.99
+        )
+
+    config = TrainConfig(student=SMALL, epochs=2, batch_size=32, learning_rate=5e-3, threads=1)
+    for teacher in (None, mislead):
+        result = train_student(
+            histories, items, items, path=tmp_path / "m", config=config, teacher=teacher
+        )
+        found = result.metrics
+        is_worse = found["retrieval_network@100"] < found["retrieval_factors@100"] - 0.1
+        assert is_worse == (teacher is mislead)
+        assert (StudentScorer(result.path).factors is not None) == is_worse
+
+
 def test_nothing_to_train_on_is_said() -> None:
     empty = build_histories([], [], [], [], item_ids=ITEMS)
     with pytest.raises(ValueError, match="no events"):
