@@ -102,7 +102,8 @@ class Rig:
         self._work = work
         self._prefix = f"bench-{uuid.uuid4().hex[:8]}."  # the broker may hold others' topics
         kafka = Kafka(bootstrap_servers=client["bootstrap.servers"], topic_prefix=self._prefix)
-        create_topics(client, specs(Settings(kafka=kafka)))
+        self.settings = Settings(kafka=kafka)
+        create_topics(client, specs(self.settings))
         self._values = {
             **kafka_variables(client),
             "PUSHFLOW_KAFKA__TOPIC_PREFIX": self._prefix,

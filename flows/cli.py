@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -18,11 +19,15 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 
+from flows.archive_commands import make_app as make_archive_app
 from flows.evaluate import make_app as make_evaluate_app
+from flows.evaluate_models import add_command as add_evaluate_models
 from flows.fusion_commands import make_app as make_fusion_app
+from flows.model_commands import make_app as make_models_app
 from flows.settings import Settings
 from flows.state_commands import make_app as make_state_app
-from flows.supervisor import NO_RESTART, end_with_supervisor, supervise
+from flows.supervisor import NO_RESTART, STOP_SECONDS, end_with_supervisor, supervise
+from flows.teacher_commands import add_command as add_train_teacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -54,6 +59,7 @@ class Flow(StrEnum):
     decide = "decide"
     learn = "learn"
     catalog = "catalog"
+    archive = "archive"
 
 
 def settings() -> Settings:
@@ -77,8 +83,13 @@ def print_json(value: dict[str, Any]) -> None:
 
 
 app.add_typer(make_state_app(settings, fail), name="state")
+app.add_typer(make_archive_app(settings, fail), name="archive")
 train_app.add_typer(make_fusion_app(settings, fail), name="fusion")
-app.add_typer(make_evaluate_app(fail), name="evaluate")
+evaluate_app = make_evaluate_app(fail)
+add_evaluate_models(evaluate_app, fail)
+app.add_typer(evaluate_app, name="evaluate")
+add_train_teacher(train_app, fail)
+app.add_typer(make_models_app(settings, fail), name="models")
 
 
 @app.command()
@@ -87,7 +98,7 @@ def run(
         Flow,
         typer.Argument(
             help="decide: events to decisions; learn: feedback to the policy; catalog: items to "
-            "vectors."
+            "vectors; archive: the stream to Parquet."
         ),
     ],
     until_end: Annotated[
@@ -97,6 +108,10 @@ def run(
         int | None,
         typer.Option(min=1, help="Run so many on this host, supervised: see below."),
     ] = None,
+    stop_seconds: Annotated[
+        float,
+        typer.Option(min=1, help="With --processes: how long they have to end in order."),
+    ] = STOP_SECONDS,
     process_id: Annotated[
         int, typer.Option(help="This process's place in --addresses, from 0.")
     ] = 0,
@@ -121,7 +136,8 @@ def run(
     When one ends all are ended and started again, as one cluster: at once
     after 75; never after 2, nor after 78 where it was never ready, and that
     is then the exit code; else after 1 s, up to 30 s where it keeps failing.
-    SIGTERM stops all, and gives 0 if all ended in order within 20 s.
+    SIGTERM stops all, and gives 0 if all ended in order within --stop-seconds.
+    Whoever kills it after a grace period should give it 2 s more than that.
     To change N, stop and start with another: users move with their state.
     Process i serves metrics at PUSHFLOW_METRICS_PORT + i.
 
@@ -133,7 +149,7 @@ def run(
     """
     places = tuple(address for address in addresses.split(",") if address)
     if processes is not None:
-        _supervise(flow, processes, places, until_end=until_end)
+        _supervise(flow, processes, places, until_end=until_end, stop_seconds=stop_seconds)
     from flows import run as running
 
     if supervised:
@@ -148,16 +164,19 @@ def run(
             stop_at_end=until_end,
             on_ready=lambda: print("ready", flush=True),
         )
+    except (SystemExit, typer.Exit):  # a wrong option, before there was a flow
+        raise
     except BaseException as error:  # a panic of Bytewax's is not even an Exception
         if (reason := running.why(error)) is None:
-            raise
+            traceback.print_exc()
+            _leave(1)
         console.print(str(reason[0]), style="red", markup=False, highlight=False)
         _leave(reason[1])
     _leave(0)
 
 
 def _leave(code: int) -> NoReturn:
-    """End this process as it stands: all that counts is written.
+    """End this process as it stands: what counts is written, or is replayed by the next start.
 
     Threads of RocksDB, librdkafka and Bytewax still run. Taking the interpreter down around them
     has ended in a segmentation fault, in the place of the exit code that a supervisor goes by.
@@ -167,14 +186,21 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _supervise(flow: Flow, n: int, places: tuple[str, ...], *, until_end: bool) -> NoReturn:
+def _supervise(
+    flow: Flow, n: int, places: tuple[str, ...], *, until_end: bool, stop_seconds: float
+) -> NoReturn:
     current = settings()
     if places:
         fail("--processes starts a cluster, --addresses joins one: give one of them", NO_RESTART)
     if current.run_id:
         fail("PUSHFLOW_RUN_ID names one start, --processes makes many: unset it", NO_RESTART)
     arguments = ["--until-end"] if until_end else []
-    code = supervise(flow.value, n, metrics_port=current.metrics_port, arguments=arguments)
+    code = supervise(
+        *(flow.value, n),
+        metrics_port=current.metrics_port,
+        stop_seconds=stop_seconds,
+        arguments=arguments,
+    )
     raise typer.Exit(code)
 
 
@@ -430,6 +456,36 @@ def train_topics(
     current = settings()
     events, items = topic_events(current), topic_items(current)
     _train(events, items, out, epochs=epochs, seed=seed, publish=publish)
+
+
+@train_app.command("archive")
+def train_archive(
+    path: Annotated[
+        str, typer.Argument(help="Directory or fsspec URL; that of the settings without.")
+    ] = "",
+    out: Out = Path("student.pfm"),
+    until: Until = None,
+    epochs: Epochs = 12,
+    seed: Seed = 1,
+    publish: Publish = False,
+) -> None:
+    """Train on what `pushflow run archive` has kept: events, and items as they were then."""
+    try:
+        from flows import archived
+    except ImportError as error:
+        fail(f"{error}. The archive needs pyarrow: pip install 'pushflow[archive]'")
+    from flows.replay import parse_time
+    from operators.archive_files import Place
+    from operators.archive_names import ArchiveError
+
+    current = settings()
+    try:
+        until_ms = parse_time(until) if until else archived.FOR_EVER_MS
+        place = Place(path or current.archive.url)
+        events, items = archived.events(place, until_ms), archived.items(place, until_ms)
+        _train(events, items, out, epochs=epochs, seed=seed, publish=publish)
+    except (ArchiveError, ValueError) as error:
+        fail(str(error))
 
 
 @app.command()

@@ -32,6 +32,7 @@ from flows.supervisor import NO_RESTART, NO_TOPIC, TOPICS_CHANGED
 from flows.tables import Tables, followed
 from models.encoders import EncoderError
 from models.fusion import FusionFileError, FusionMismatchError
+from operators.archive_names import ArchiveError, ArchiveUnusable
 from operators.buffered_store import BufferedStore
 from operators.feature_store import RedisStore, connector
 from operators.incarnations import take_over
@@ -45,7 +46,7 @@ from operators.lineage import Fenced as StateFenced
 
 log = logging.getLogger("pushflow")
 
-FlowName = Literal["decide", "learn", "catalog"]
+FlowName = Literal["decide", "learn", "catalog", "archive"]
 # Bytewax's recovery partitions: fixed for the life of the state. A cluster may have more workers:
 # they share these. Each one makes the end of an epoch some 1.4 ms longer on the worker that has it.
 RECOVERY_PARTITIONS = 1
@@ -100,6 +101,8 @@ _EXIT_CODES: dict[type[Exception], int] = {
     FusionFileError: NO_RESTART,
     FusionMismatchError: NO_RESTART,
     Fenced: NO_RESTART,  # by its successor: starting again, the two would take turns for ever
+    ArchiveUnusable: NO_RESTART,
+    ArchiveError: 1,
     RemoteUnavailable: 1,
     KafkaFailure: 1,
 }
@@ -167,6 +170,8 @@ def run(
             with _watching(settings, catalog.JOINED, others, is_on=not stop_at_end):
                 on_ready()
                 _main(flow, settings, "catalog", cluster)
+        elif name == "archive":
+            _run_archive(settings, cluster, stop_at_end=stop_at_end, on_ready=on_ready)
         else:
             from flows import learn  # noqa: PLC0415 # loads River, which decide can do without
 
@@ -183,7 +188,7 @@ def _run_decide(
     settings: Settings, cluster: Cluster, *, stop_at_end: bool, on_ready: Callable[[], None]
 ) -> None:
     tables = Tables(settings, time.monotonic)
-    tables.follow(settings, _tell_progress())
+    tables.follow(settings, _tell_progress(), process=str(cluster.process_id))
     log.info(
         "%d items, %d campaigns, model %s, policy %s",
         *(len(tables.catalogue), len(tables.campaigns)),
@@ -209,6 +214,22 @@ def _run_decide(
         on_ready()
         _main(flow, settings, "decide", cluster)
     tables.close()
+
+
+def _run_archive(
+    settings: Settings, cluster: Cluster, *, stop_at_end: bool, on_ready: Callable[[], None]
+) -> None:
+    try:
+        from flows import archive  # noqa: PLC0415 # loads pyarrow, which is an extra
+    except ImportError as error:
+        raise ArchiveUnusable(
+            f"{error}. The archive needs pyarrow: pip install 'pushflow[archive]'"
+        ) from error
+    check_topics(settings, archive.TOPICS)
+    flow = archive.from_settings(settings, stop_at_end=stop_at_end)
+    with _watching(settings, (), archive.TOPICS, is_on=not stop_at_end):
+        on_ready()
+        _main(flow, settings, "archive", cluster)
 
 
 def _main(flow: Dataflow, settings: Settings, name: FlowName, cluster: Cluster) -> None:

@@ -16,6 +16,10 @@ BELOW = {"flows": {"operators", "models"}, "operators": {"models"}, "models": se
 SHARED = {"messages", "hops", "metrics"}  # what every file of operators/ may import
 _CLIENT = {"kafka_client"}
 JOINS = {  # a file of operators/ that joins others -> those; all other files stand alone
+    "archive_columns": {"codec"},
+    "archive_files": {"archive_names"},
+    "archive_reader": {"archive_files", "archive_names"},
+    "archive_writer": {"archive_columns", "archive_files", "archive_names"},
     "buffered_store": {"feature_store"},
     "decider": {"campaigns", "content", "eligibility", "emitted", "fatigue", "policy_table"},
     "kafka": {
@@ -66,12 +70,16 @@ HOMES = {  # third party -> where it may be imported
     "redis": ("operators/feature_store.py",),
     "confluent_kafka": ("operators/kafka", "operators/embedded.py"),
     "rocksdict": ("operators/state.py", "operators/checkpoints.py"),
-    "fsspec": ("operators/savepoints.py", "operators/media_files.py"),
+    "fsspec": ("operators/savepoints.py", "operators/media_files.py", "operators/archive_files.py"),
+    "pyarrow": ("operators/archive_", "flows/archive"),
     "torch": (
         *("models/student.py", "models/train.py", "models/fusion_training.py"),
+        *("models/teacher.py", "models/teacher_training.py", "models/distill.py"),
         *("models/transformer_encoder.py", "models/media_encoders.py"),
     ),
-    "transformers": ("models/transformer_encoder.py", "models/media_encoders.py"),
+    "transformers": (
+        *("models/transformer_encoder.py", "models/media_encoders.py", "models/teacher.py"),
+    ),
     "PIL": ("models/media_encoders.py",),
     "soundfile": ("models/media_encoders.py",),
     "faiss": ("models/vector_index.py",),

@@ -5,10 +5,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from bytewax.testing import TestingSource
 
+from flows.settings import Settings
+from flows.tables import Tables
+from models.checkpoint import write_model
+from models.export import export_student
+from models.rollout import is_in_share
+from models.serving import StudentScorer
+from models.student import Student, StudentConfig
 from operators.hops import RawMessage
-from operators.messages import Decision
+from operators.messages import Decision, ModelCard, ModelTrial, TrialStage
 from tests.flows import world as w
 
 
@@ -53,6 +61,77 @@ def test_batch_sizes_and_workers_change_no_byte(
     else:  # one message a batch is slow: the first 800 events, which decide as they did
         assert len(written) > 100
         assert dict(written).items() <= expected.items()
+
+
+def with_trial(
+    world: w.World, of: Settings, rival: Path, stage: TrialStage, share: float
+) -> Tables:
+    """Return the tables with another student on trial."""
+    tables = world.tables(of)
+    named = {"version": "", "checksum": "", "feature_spec": ""}
+    trial = ModelTrial(path=str(rival), stage=stage, share=share, **named)
+    tables.models.apply(
+        "student", ModelCard(name="student", path=str(world.model), trial=trial, **named)
+    )
+    tables.models.settle()
+    return tables
+
+
+@pytest.fixture(scope="module")
+def rival(world: w.World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a student that has learned nothing, for the world's items."""
+    torch.manual_seed(7)
+    torch.set_num_threads(1)
+    item_ids = [item.item_id for item in world.items]
+    made = Student(StudentConfig(width=16, layers=1, heads=2), len(item_ids)).eval()
+    torch.nn.init.normal_(made.ids.weight)
+    path = tmp_path_factory.mktemp("rival") / "r.pfm"
+    write_model(path, export_student(made, item_ids, {}))
+    return path
+
+
+def test_a_canary_decides_for_its_users_whatever_the_batches_and_touches_no_other(
+    world: w.World, expected: dict[str, bytes], rival: Path, tmp_path: Path
+) -> None:
+    runs = []
+    for size in (100, 1_000):
+        of = w.settings(tmp_path / str(size), models={"max_slowdown": 1e9})
+        tables = with_trial(world, of, rival, "canary", 0.5)
+        runs.append(w.run_decide(of, tables, w.merged(w.polls(world.messages, size))))
+
+    assert len(runs[0]) == len(expected)
+    assert dict(runs[0]) == dict(runs[1])
+    version = StudentScorer(rival).version
+    n_canary = 0
+    for decision_id, value in runs[0]:
+        decision = msgspec.json.decode(value, type=Decision)
+        if is_in_share(decision.user_id, version, 0.5):
+            n_canary += decision.learning.model_version == version
+            assert (decision.learning.trial is None) == (len(decision.learning.action_set) == 1)
+        else:
+            assert value == expected[decision_id]
+    assert n_canary > 50
+
+
+def test_a_model_in_the_shadow_leaves_its_scores_in_decisions_and_nothing_else(
+    world: w.World, expected: dict[str, bytes], rival: Path, tmp_path: Path
+) -> None:
+    of = w.settings(tmp_path, models={"max_slowdown": 1e9})
+    tables = with_trial(world, of, rival, "shadow", 0.5)
+    written = w.run_decide(of, tables, w.merged(w.polls(world.messages, 100)))
+
+    n_shadowed = 0
+    for decision_id, value in written:
+        found = msgspec.json.decode(value)
+        trial = found["learning"].pop("trial")
+        plain = msgspec.json.decode(expected[decision_id])
+        assert plain["learning"].pop("trial") is None
+        assert found == plain
+        if trial is not None:
+            n_shadowed += 1
+            assert trial["stage"] == "shadow"
+            assert len(trial["scores"]) == len(found["learning"]["action_set"]) - 1
+    assert n_shadowed > 50
 
 
 def test_a_crash_after_any_batch_decides_the_same(

@@ -1,5 +1,6 @@
 """`pushflow train fusion`: from recorded data, and from items with images, to a file."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from flows.cli import app
-from flows.fusion import histories_of, teach_fusion
+from flows.fusion import histories_of, teach_fusion, tell
 from flows.media import load_media_encoders
 from flows.settings import Catalog, Settings
 from models.encoders import EncoderError
 from models.fusion import Fusion, FusionMismatchError
+from models.train import TrainResult
 from operators.messages import Event, Item
 
 GENRES = ["Western", "Musical", "Horror"]
@@ -71,6 +73,19 @@ def test_help_says_what_it_needs_and_what_comes_next() -> None:
     told = run("--help").output
     assert "PUSHFLOW_CATALOG__FUSION_PATH" in told
     assert "--epochs 0" in told
+
+
+@pytest.mark.parametrize(("share", "is_told"), [(0.0, True), (0.5, False)])
+def test_a_training_that_did_not_help_is_told(share: float, is_told: bool) -> None:
+    console = Console(file=io.StringIO(), width=400)
+    found = {"warm_gain": 0.001, "warm_gain_error": 0.002, "cold_gain": -0.0123}
+    found |= {"cold_gain_error": 0.004, "cold_gain_requests": 321.0, "share": share}
+    with console.capture() as said:
+        tell(console, TrainResult(Path("fusion.pff"), "ab12", found))
+    assert ("holds the untrained fusion" in said.get()) == is_told
+    assert (
+        "-0.0123 ± 0.0040 for items that nobody had had (321 requests)" in said.get()
+    ) == is_told
 
 
 def items_with_images(folder: Path) -> list[Item]:

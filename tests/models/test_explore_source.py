@@ -4,6 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.explore_source import FEW_PUSHES, NEW_S, ExploreSource, explored_places
 from tests.models.moments import NOW_MS, ids_by, items_of, query, rows_of
@@ -92,3 +94,29 @@ def test_the_share_of_explored_places_is_kept_on_average(share: float, size: int
 def test_no_share_and_the_whole_share_are_exact() -> None:
     assert set(explored_places(range(100), 0.0, 20)) == {0}
     assert set(explored_places(range(100), 1.0, 20)) == {20}
+
+
+class Short(ExploreSource):
+    """One whose list is soon full."""
+
+    _LISTED = 5
+
+
+CHANGES = st.lists(
+    st.lists(st.tuples(st.integers(1, 60), st.booleans(), st.integers(0, 9)), max_size=3),
+    max_size=12,
+)
+
+
+@given(CHANGES)
+def test_a_list_that_was_followed_is_that_of_a_new_process(changes) -> None:
+    items, source = items_of(MANY[:60], created_ms=[NOW_MS - n * 9_999 for n in range(60)]), Short()
+    asked = query(items, seed=7)
+    ids_by(source, asked)
+    for step in changes:
+        for row, is_servable, age in step:
+            items.is_servable[row] = is_servable
+            items.created_ms[row] = NOW_MS - age * 50_000
+            items.touch(row)
+        items.settle()
+        assert ids_by(source, asked) == ids_by(Short(), asked)

@@ -18,6 +18,7 @@ def student() -> Student:
     made = Student(NO_DROPOUT, N_ITEMS)
     torch.nn.init.normal_(made.request_context.weight, std=0.1)
     torch.nn.init.normal_(made.request_age.weight, std=0.1)
+    torch.nn.init.normal_(made.pool.weight, std=0.1)
     for block in made.blocks:
         torch.nn.init.normal_(block.distance, std=0.5)  # type: ignore[arg-type]
     return made.eval()
@@ -42,7 +43,8 @@ def test_shapes_are_as_documented(student: Student, table: Tensor) -> None:
         states, torch.zeros(3, HISTORY, N_CONTEXT), torch.zeros(3, HISTORY).long()
     )
     assert table.shape == (N_ITEMS + 1, 64)
-    assert states.shape == users.shape == (3, HISTORY, 64)
+    assert states.shape == (3, HISTORY, 2 * 64)
+    assert users.shape == (3, HISTORY, 64)
     assert not table[0].any()
 
 
@@ -96,7 +98,7 @@ def test_order_types_gaps_context_and_trigger_age_all_matter(
 
 def test_a_new_student_heeds_no_context_it_was_not_trained_on() -> None:
     fresh = Student(NO_DROPOUT, N_ITEMS).eval()
-    state, age = torch.randn(1, 64), torch.tensor([0])
+    state, age = torch.randn(1, 2 * 64), torch.tensor([0])
     assert torch.equal(
         fresh.users(state, torch.ones(1, N_CONTEXT), age), fresh.users(state, None, age)
     )

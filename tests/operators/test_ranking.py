@@ -22,8 +22,18 @@ from operators import metrics
 from operators.campaigns import CampaignTable
 from operators.candidates import CandidateGenerator
 from operators.catalogue import Catalogue
-from operators.hops import Engagement, Forget, History, Ranked, Trigger
-from operators.messages import Consent, Experiment, Item, ItemStats, Picks, UserProfile
+from operators.hops import Engagement, Forget, History, Ranked, Tried, Trigger
+from operators.messages import (
+    Consent,
+    Experiment,
+    Item,
+    ItemStats,
+    ModelCard,
+    ModelTrial,
+    Picks,
+    TrialStage,
+    UserProfile,
+)
 from operators.model_table import ModelTable
 from operators.ranking import Ranker
 from tests.conftest import T0_MS
@@ -76,7 +86,7 @@ def ranker(
     return Ranker(
         campaigns=campaigns,
         catalogue=table,
-        models=models or ModelTable(on_change=lambda scorer: None),
+        models=models or ModelTable(table),
         generator=CandidateGenerator(table, explore_share=explore_share),
         action_set=20,
         explore_share=explore_share,
@@ -208,7 +218,8 @@ def studious(path: Path) -> Ranker:
     table = catalogue()
     for n, name in enumerate(RARE):
         table.apply(name, Item(item_id=name, title=f"{n * n} {n**3 % 101}", created_ms=n))
-    models = ModelTable(on_change=lambda s: table.set_embedder(s.embed_items, s.item_length))
+    table.refresh()
+    models = ModelTable(table)
     models.load(path)
     return ranker(table, models=models)
 
@@ -229,6 +240,106 @@ def test_with_a_student_too_no_set_depends_on_who_shares_the_batch(student: Path
     together = sets(subject.on_batch(list(triggers)))
     alone = [one for trigger in triggers for one in sets(subject.on_batch([trigger]))]
     assert together == alone
+
+
+@pytest.fixture(scope="module")
+def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write another student, as sure of its views."""
+    path = tmp_path_factory.mktemp("rival") / "r.pfm"
+    torch.manual_seed(4)
+    made = Student(StudentConfig(), len(RARE)).eval()
+    torch.nn.init.normal_(made.ids.weight, std=2.0)
+    write_model(path, export_student(made, RARE, {}))
+    return path
+
+
+def ranker_with(student: Path, rival: Path | None, stage: TrialStage, share: float) -> Ranker:
+    """Return a ranker of one student, and another on trial."""
+    table = catalogue()
+    for n, name in enumerate(RARE):
+        table.apply(name, Item(item_id=name, title=f"{n * n} {n**3 % 101}", created_ms=n))
+    table.refresh()
+    models = ModelTable(table, max_slowdown=1e9)
+    named = {"version": "", "checksum": "", "feature_spec": ""}
+    trial = None
+    if rival is not None:
+        trial = ModelTrial(path=str(rival), stage=stage, share=share, **named)
+    models.apply("student", ModelCard(name="student", path=str(student), trial=trial, **named))
+    models.settle()
+    return ranker(table, models=models)
+
+
+def crowd(n: int = 40) -> list[Trigger]:
+    """Return triggers of users with histories of many lengths."""
+    seen = [[f"i{(u * k) % N_ITEMS:02d}" for k in range(u % 9)] for u in range(n)]
+    return [saw(f"u{u}", *items, RARE[u]) for u, items in enumerate(seen)]
+
+
+def tried(entries: Sequence[Ranked | Forget]) -> list[Tried]:
+    return [r.tried for r in entries if isinstance(r, Ranked) and r.tried is not None]
+
+
+def test_a_model_in_the_shadow_changes_nothing_but_what_is_logged(
+    student: Path, rival: Path
+) -> None:
+    plain = ranker_with(student, None, "shadow", 0.0).on_batch(list(crowd()))
+    shadowed = ranker_with(student, rival, "shadow", 0.5).on_batch(list(crowd()))
+
+    assert sets(shadowed) == sets(plain)
+    logged = tried(shadowed)
+    assert 8 < len(logged) < 32
+    assert {(one.version, one.stage) for one in logged} == {
+        (StudentScorer(rival).version, "shadow")
+    }
+
+
+def test_the_scores_in_the_shadow_are_those_that_the_model_would_give(
+    student: Path, rival: Path
+) -> None:
+    shadowed = ranker_with(student, rival, "shadow", 1.0).on_batch(list(crowd(9)))
+    alone = ranker_with(rival, None, "shadow", 0.0).on_batch(list(crowd(9)))
+
+    n_common = 0
+    for one, other in zip(shadowed, alone, strict=True):
+        assert isinstance(one, Ranked)
+        assert isinstance(other, Ranked)
+        assert one.tried is not None
+        own = dict(zip([c.item_id for c in one.candidates], one.tried.scores, strict=True))
+        its = dict(zip([c.item_id for c in other.candidates], other.scores, strict=True))
+        for item_id in own.keys() & its.keys():
+            assert own[item_id].tobytes() == its[item_id].tobytes()
+            n_common += 1
+    assert n_common > 20
+
+
+def test_a_canary_decides_for_its_users_as_if_it_were_alone_and_for_no_others(
+    student: Path, rival: Path
+) -> None:
+    mixed = ranker_with(student, rival, "canary", 0.5).on_batch(list(crowd()))
+    served = ranker_with(student, None, "shadow", 0.0).on_batch(list(crowd()))
+    other = ranker_with(rival, None, "shadow", 0.0).on_batch(list(crowd()))
+
+    version = StudentScorer(rival).version
+    is_canary = [isinstance(r, Ranked) and r.model_version == version for r in mixed]
+    assert 8 < sum(is_canary) < 32
+    expected = [
+        b if is_ else a for a, b, is_ in zip(sets(served), sets(other), is_canary, strict=True)
+    ]
+    assert sets(mixed) == expected
+    assert [r.tried is not None for r in mixed if isinstance(r, Ranked)] == is_canary
+
+
+@pytest.mark.parametrize("stage", ["shadow", "canary"])
+def test_on_trial_too_no_set_depends_on_who_shares_the_batch(
+    student: Path, rival: Path, stage: TrialStage
+) -> None:
+    subject = ranker_with(student, rival, stage, 0.5)
+    together = subject.on_batch(list(crowd()))
+    alone = [one for trigger in crowd() for one in subject.on_batch([trigger])]
+
+    assert sets(together) == sets(alone)
+    scores = [[one.scores.tobytes() for one in tried(found)] for found in (together, alone)]
+    assert scores[0] == scores[1]
 
 
 def test_a_campaigns_picks_are_among_the_arms() -> None:

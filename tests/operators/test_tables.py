@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models.arms import D
+from models.item_rows import ItemRows
 from operators.hops import Reward
 from operators.learning import LearnerShard
 from operators.messages import ModelCard, PolicyShard
@@ -82,20 +83,22 @@ def test_a_row_that_does_not_fit_changes_nothing(change: dict[str, object]) -> N
 def test_a_model_file_that_cannot_be_read_is_refused_with_its_reason(tmp_path: Path) -> None:
     broken = tmp_path / "student.pfm"
     broken.write_bytes(b"no model")
-    models = ModelTable(on_change=lambda scorer: pytest.fail("taken into use"))
+    models = ModelTable(ItemRows())
     models.apply(
         "student",
         ModelCard(name="student", version="1", path=str(broken), checksum="", feature_spec=""),
     )
+    models.settle()
 
     assert models.version == "none"
-    assert str(broken) in models.refusal
+    assert str(broken) in models.refusals["1"]
 
 
 def test_a_card_of_another_name_is_left_alone() -> None:
-    models = ModelTable(on_change=lambda scorer: None)
+    models = ModelTable(ItemRows())
     models.apply(
         "other", ModelCard(name="other", version="1", path="/none", checksum="", feature_spec="")
     )
+    models.settle()
 
-    assert models.refusal == ""
+    assert models.refusals == {}

@@ -55,4 +55,5 @@ def own_stage(bootstrap: str, work: Path) -> Iterator[Stage]:
     """Hold a stage with topics of its own."""
     built = Stage(bootstrap, f"{uuid.uuid4().hex[:12]}.", work)
     yield built
+    built.tell()  # pytest shows it where the test failed
     built.close()

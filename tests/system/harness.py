@@ -329,12 +329,16 @@ class Stage:
         self._collectors.append(Collector(self.client, [self.topic(topic)], keep))
         return self._collectors[-1]
 
-    def close(self) -> None:
-        """Kill what still runs, tell what the others ended with, and stop reading."""
+    def tell(self) -> None:
+        """Print what children said that ended by themselves, and not in order."""
         for child in self._children:
-            if child.code not in (None, 0, -signal.SIGKILL):  # pytest shows it if the test failed
+            if child.code not in (None, 0, -signal.SIGKILL):
                 said = child.log.read_text(encoding="utf-8", errors="replace")
                 print(f"{child.log} ended with {child.code}: ...{said[-_LAST_WORDS:]}")
+
+    def close(self) -> None:
+        """Kill what still runs, and stop reading."""
+        for child in self._children:
             child.kill()
         for collector in self._collectors:
             collector.close()

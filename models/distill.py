@@ -1,0 +1,142 @@
+"""Distillation: what a teacher thinks of each training example, as the student's loss takes it.
+
+Reads   training windows, and a trained teacher.
+Emits   `models.student.TeacherLogits` of a batch, for `models.train.train_student`.
+Owns    which candidates the student is told of.
+
+Of each example the student hears about the teacher's best items and about some of the rest, drawn
+evenly: the best say what goes with what, the rest that the tail is low, all of it. Both softmaxes
+run over these candidates alone, so that what is imitated is the order and the distances among
+them; the true next item has the other share of the loss, over all items.
+
+Items that nobody met in training are no candidates: the teacher knows their text alone, as the
+student does, and has nothing to tell of them.
+
+References
+----------
+Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
+Tang and Wang, "Ranking Distillation", KDD 2018 (the teacher's first K).
+Lee et al., "Dual Correction Strategy for Ranking Distillation", CIKM 2021 (and some of the rest).
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.dataset import Windows
+from models.features import scale_context
+from models.student import TeacherLogits
+from models.teacher import Teacher
+
+_BLOCK: Final = 512  # examples asked at a time: bounds memory at 512 x N scores
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """What the student hears of the teacher."""
+
+    top: int = 100  # the teacher's best items of an example
+    tail: int = 100  # drawn from the rest
+    temperature: float = 2.0
+    share: float = 0.5  # of the loss; the rest is the true next item
+
+
+class TeacherGuide:
+    """Asks a teacher about the examples of a batch; pass it to `train_student(teacher=...)`.
+
+    Parameters
+    ----------
+    teacher
+        Trained, on the same items.
+    texts
+        Of the items, float32, shape (N, TEXT_DIM), as the teacher was trained with.
+    known
+        Rows that were met in training, int64, sorted, shape (S,).
+    seed
+        Of what is drawn from the tail.
+
+    Notes
+    -----
+    A causal teacher costs one pass over the batch. A bidirectional one is asked for every example
+    by itself, T times as much: what comes later must not be seen.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        texts: NDArray[np.float32],
+        known: NDArray[np.int64],
+        *,
+        config: Distillation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._teacher = teacher.eval()
+        self._config = config or Distillation()
+        self._known = torch.from_numpy(known)
+        self._rng = np.random.default_rng(seed)
+        self._device = next(teacher.parameters()).device
+        with torch.no_grad():
+            self._table = teacher.item_table(torch.from_numpy(texts).to(self._device))
+            self._answers = self._table[self._known.to(self._device)]  # (S, M)
+
+    @torch.no_grad()
+    def __call__(self, batch: Windows) -> TeacherLogits:
+        """Return candidates and logits of the positions with a weight, in their order."""
+        users = self._causal(batch) if self._teacher.is_causal else self._one_by_one(batch)
+        blocks = [self._chosen(block) for block in torch.split(users, _BLOCK)]
+        places, logits = (torch.cat(parts).cpu() for parts in zip(*blocks, strict=True))
+        config = self._config
+        return TeacherLogits(self._known[places], logits, config.temperature, config.share)
+
+    def _chosen(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """Return places in `known` and logits, shape (E, top + tail) or all S, of some users."""
+        logits = users @ self._answers.T  # (E, S)
+        n_known, top, tail = len(self._answers), self._config.top, self._config.tail
+        if n_known <= top + tail:
+            return torch.arange(n_known).expand(len(users), -1), logits
+        best = logits.topk(top, dim=1).indices  # (E, top)
+        is_best = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, value=True)
+        # At most `top` of these are among the best, so `tail` others are left for everybody.
+        drawn = self._rng.permutation(n_known)[: top + tail]
+        rest = torch.from_numpy(drawn).to(self._device)
+        order = is_best[:, rest].byte().argsort(dim=1, stable=True)[:, :tail]  # (E, tail)
+        places = torch.cat((best, rest[order]), dim=1)
+        return places, logits.gather(1, places)
+
+    def _causal(self, batch: Windows) -> Tensor:
+        asked = batch.weights > 0  # (B, T), E of them
+        columns = (batch.rows, batch.types, batch.gaps, batch.ages)
+        rows, types, gaps, ages = self._tensors(*columns)
+        states = self._teacher.states(self._table, rows, types, gaps, ages)  # (B, T, H + M)
+        at = torch.from_numpy(asked).to(self._device)
+        return self._teacher.users(states[at], self._contexts(batch, asked), ages[at])
+
+    def _one_by_one(self, batch: Windows) -> Tensor:
+        asked = batch.weights > 0
+        which, last = np.nonzero(asked)  # (E,) each
+        length = batch.rows.shape[1]
+        at = last[:, None] - length + 1 + np.arange(length)  # (E, T), its history to the right
+        is_there, at = at >= 0, np.maximum(at, 0)
+        columns = (batch.rows, batch.types, batch.gaps, batch.ages)
+        own = [np.where(is_there, column[which[:, None], at], 0) for column in columns]
+        contexts = self._contexts(batch, asked)
+        found = []
+        for start in range(0, len(which), _BLOCK):
+            part = slice(start, start + _BLOCK)
+            rows, types, gaps, ages = self._tensors(*(column[part] for column in own))
+            states = self._teacher.states(self._table, rows, types, gaps, ages)[:, -1]
+            context = None if contexts is None else contexts[part]
+            found.append(self._teacher.users(states, context, ages[:, -1]))
+        return torch.cat(found)
+
+    def _contexts(self, batch: Windows, asked: NDArray[np.bool_]) -> Tensor | None:
+        if batch.contexts is None:
+            return None
+        return torch.from_numpy(scale_context(batch.contexts[asked])).to(self._device)
+
+    def _tensors(self, *columns: NDArray[np.int64]) -> list[Tensor]:
+        return [torch.from_numpy(column).to(self._device) for column in columns]
