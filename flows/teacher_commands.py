@@ -74,12 +74,8 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         try:
             from flows import sequence_data as data
             from models.teacher import TeacherConfig
-            from models.teacher_training import (
-                CheckpointError,
-                TeacherTraining,
-                save_teacher,
-                train_teacher,
-            )
+            from models.teacher_file import save_teacher
+            from models.teacher_training import CheckpointError, TeacherTraining, train_teacher
             from models.text import encode_texts
             from models.train import Progress as At
         except ImportError as error:

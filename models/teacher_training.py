@@ -1,8 +1,8 @@
 """Training the teacher: from histories to the best epoch's weights, resumable at every epoch.
 
 Reads   histories, where time is cut, and the items' text vectors.
-Emits   a teacher, and its file.
-Owns    the loop, early stopping by NDCG@10 between the cuts, checkpoints, the file's layout.
+Emits   a teacher.
+Owns    the loop, early stopping by NDCG@10 between the cuts, and checkpoints.
 
 The same input, seed and threads give the same weights on one CPU, whether the run went through or
 was stopped and went on: a checkpoint holds the state of every generator beside the weights. One
@@ -22,8 +22,6 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from models.dataset import (
@@ -40,20 +38,14 @@ from models.dataset import (
 )
 from models.evaluate import next_item_metrics, next_item_ranks
 from models.factors import item_factors
-from models.features import scale_context, spec_hash
+from models.features import scale_context
 from models.student import Negatives, next_item_loss
 from models.teacher import Teacher, TeacherConfig, gbce_loss
-from models.train import Progress, deterministic, rate
+from models.train import Progress, deterministic, optimization
 
 _CLIP_NORM: Final = 1.0
-_META: Final = "pushflow"
 _SEEDED: Final = ("factors", "pool")  # what goes together is known from the start
-_SEEDED_RATE: Final = 0.05  # share of the learning rate for those
 _SEEDED_LOGITS: Final = 30.0  # of what a user is sure to want: products of factors are 0 to 1
-
-
-class TeacherFileError(Exception):
-    """The file is absent, damaged, or was made by another version; the message says what to do."""
 
 
 class CheckpointError(Exception):
@@ -155,10 +147,12 @@ class _Run:
         self.is_known = torch.from_numpy(counts[1:, None] > 0).to(_device())  # (N, 1)
         n_batches = -(-n_windows(histories, until_s=cuts[0]) // config.batch_size)
         self.total = config.epochs * n_batches
-        self.optimizer = _optimizer(teacher, config)
-        warmup = max(1, self.total // 20)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: rate(step, warmup, self.total)
+        self.optimizer, self.schedule = optimization(
+            teacher,
+            _SEEDED,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            n_steps=self.total,
         )
         self.validation = targets_between(histories, *cuts, limit=config.max_requests)
         self.done, self.epoch, self.ndcg = 0, 0, 0.0
@@ -339,54 +333,6 @@ def request_users(teacher: Teacher, table: Tensor, requests: Requests) -> Tensor
     return teacher.users(states[:, -1], contexts, own_ages[:, -1])
 
 
-def save_teacher(
-    path: Path, teacher: Teacher, item_ids: list[str], metrics: dict[str, float]
-) -> str:
-    """Write a teacher's file in one step; return its version, 16 hex digits.
-
-    The file is of safetensors: weights, and in its metadata the sizes, ids and metrics.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.new")
-    meta = {
-        "config": asdict(teacher.config),
-        "feature_spec": spec_hash(),
-        "item_ids": item_ids,
-        "metrics": metrics,
-    }
-    weights = {name: own.contiguous().cpu() for name, own in teacher.state_dict().items()}
-    # One entry: safetensors writes several in any order, and the version is of the bytes.
-    save_file(weights, unfinished, metadata={_META: json.dumps(meta)})
-    with unfinished.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8))
-    unfinished.replace(path)
-    return digest.hexdigest()
-
-
-def load_teacher(path: Path) -> tuple[Teacher, list[str]]:
-    """Return a teacher and the ids of the items that it has vectors of.
-
-    Raises
-    ------
-    TeacherFileError
-        If there is no usable file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()[_META])
-        if meta["feature_spec"] != spec_hash():
-            raise ValueError(f"it is of feature specification {meta['feature_spec']}")
-        item_ids = [str(item_id) for item_id in meta["item_ids"]]
-        teacher = Teacher(TeacherConfig(**meta["config"]), len(item_ids))
-        teacher.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise TeacherFileError(
-            f"cannot read the teacher's file {path}: {error}. "
-            "Make one with `pushflow train teacher`."
-        ) from error
-    return teacher.eval(), item_ids
-
-
 def _start(
     teacher: Teacher,
     histories: Histories,
@@ -417,18 +363,6 @@ def _start(
         factors.copy_(torch.from_numpy((found / length).astype(np.float32)))
         teacher.pool.copy_(torch.eye(width) * _SEEDED_LOGITS * length**2)
         teacher.user_out.bias[-1] = 0.0  # the factors know popularity already
-
-
-def _optimizer(teacher: Teacher, config: TeacherTraining) -> torch.optim.Optimizer:
-    named = list(teacher.named_parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [own for name, own in named if name not in _SEEDED]},
-        {
-            "params": [own for name, own in named if name in _SEEDED],
-            "lr": _SEEDED_RATE * config.learning_rate,
-        },
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
 
 
 def _device() -> torch.device:

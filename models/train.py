@@ -174,18 +174,12 @@ class _Trainer:
         self.rng = np.random.default_rng(seed)
         n_batches = -(-n_windows(histories, until_s=cuts[0]) // config.batch_size)
         self.total = config.epochs * n_batches
-        named = list(student.named_parameters())
-        slow = [own for name, own in named if name in _SEEDED]
-        groups: list[dict[str, Any]] = [
-            {"params": [own for name, own in named if name not in _SEEDED]},
-            {"params": slow, "lr": _SEEDED_RATE * config.learning_rate},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        warmup = max(1, self.total // 20)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: rate(step, warmup, self.total)
+        self.optimizer, self.schedule = optimization(
+            student,
+            _SEEDED,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            n_steps=self.total,
         )
         counts = popularity(histories, len(texts), until_s=cuts[0])
         self.known = np.flatnonzero(counts)  # rows met in training, S of them
@@ -266,6 +260,34 @@ class _Trainer:
         log_q = np.zeros(len(self.texts) + 1, np.float32)
         log_q[self.known] = np.log(size * self.draw)
         return Negatives(torch.from_numpy(rows), torch.from_numpy(log_q))
+
+
+def optimization(
+    network: torch.nn.Module,
+    seeded: Sequence[str],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    n_steps: int,
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return AdamW and its schedule over `n_steps`; parameters named in `seeded` learn slowly.
+
+    Those hold what was known from the start.
+    """
+    named = list(network.named_parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [own for name, own in named if name not in seeded]},
+        {
+            "params": [own for name, own in named if name in seeded],
+            "lr": _SEEDED_RATE * learning_rate,
+        },
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    warmup = max(1, n_steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate(step, warmup, n_steps)
+    )
+    return optimizer, schedule
 
 
 def catalogue_scores(

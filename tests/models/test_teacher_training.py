@@ -13,13 +13,11 @@ from models.evaluate import next_item_metrics, next_item_ranks
 from models.features import EVENT_CODE, HISTORY, N_CONTEXT, TEXT_DIM
 from models.splits import by_time
 from models.teacher import Teacher, TeacherConfig
+from models.teacher_file import TeacherFileError, load_teacher, save_teacher
 from models.teacher_training import (
     CheckpointError,
     TaughtTeacher,
-    TeacherFileError,
     TeacherTraining,
-    load_teacher,
-    save_teacher,
     teacher_scores,
     train_teacher,
 )

@@ -205,8 +205,12 @@ def test_what_a_user_wrote_is_told_of_each_arm_by_cosine() -> None:
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a student that has learned nothing, but has strong views on items of its own."""
-    path = tmp_path_factory.mktemp("student") / "s.pfm"
-    torch.manual_seed(3)
+    return opinionated(tmp_path_factory.mktemp("student") / "s.pfm", seed=3)
+
+
+def opinionated(path: Path, seed: int) -> Path:
+    """Write a student of random views."""
+    torch.manual_seed(seed)
     made = Student(StudentConfig(), len(RARE)).eval()
     torch.nn.init.normal_(made.ids.weight, std=2.0)
     write_model(path, export_student(made, RARE, {}))
@@ -245,12 +249,7 @@ def test_with_a_student_too_no_set_depends_on_who_shares_the_batch(student: Path
 @pytest.fixture(scope="module")
 def rival(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write another student, as sure of its views."""
-    path = tmp_path_factory.mktemp("rival") / "r.pfm"
-    torch.manual_seed(4)
-    made = Student(StudentConfig(), len(RARE)).eval()
-    torch.nn.init.normal_(made.ids.weight, std=2.0)
-    write_model(path, export_student(made, RARE, {}))
-    return path
+    return opinionated(tmp_path_factory.mktemp("rival") / "r.pfm", seed=4)
 
 
 def ranker_with(student: Path, rival: Path | None, stage: TrialStage, share: float) -> Ranker:
