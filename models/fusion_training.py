@@ -48,7 +48,8 @@ from models.fusion_judge import (
     split_targets,
     thinned,
 )
-from models.train import Progress, TrainResult, deterministic, rate
+from models.optimization import rate
+from models.train import Progress, TrainResult, deterministic
 
 _MAX_SCALE: Final = 50.0  # of cosines in the loss: beyond, one wrong pair decides a batch
 _FIRST_SCALE: Final = 10.0

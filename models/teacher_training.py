@@ -39,9 +39,10 @@ from models.dataset import (
 from models.evaluate import next_item_metrics, next_item_ranks
 from models.factors import item_factors
 from models.features import scale_context
+from models.optimization import optimization
 from models.student import Negatives, next_item_loss
 from models.teacher import Teacher, TeacherConfig, gbce_loss
-from models.train import Progress, deterministic, optimization
+from models.train import Progress, deterministic
 
 _CLIP_NORM: Final = 1.0
 _SEEDED: Final = ("factors", "pool")  # what goes together is known from the start

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ from models.evaluate import next_item_metrics, next_item_ranks
 from models.export import export_student
 from models.factors import item_factors
 from models.features import scale_context
+from models.optimization import optimization
 from models.retrieval import is_plain_better
 from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
 from models.text import encode_texts
@@ -50,7 +51,6 @@ from models.text import encode_texts
 _CLIP_NORM: Final = 1.0
 # What goes together is known from the start: its parameters learn at this share of the rate.
 _SEEDED: Final = ("ids.weight", "pool.weight")
-_SEEDED_RATE: Final = 0.05
 _SEEDED_LOGITS: Final = 30.0  # of what a user is sure to want: products of factors are 0 to 1
 _QUIET: Final = 0.1  # the rest of the network begins with a tenth of its usual say
 
@@ -262,34 +262,6 @@ class _Trainer:
         return Negatives(torch.from_numpy(rows), torch.from_numpy(log_q))
 
 
-def optimization(
-    network: torch.nn.Module,
-    seeded: Sequence[str],
-    *,
-    learning_rate: float,
-    weight_decay: float,
-    n_steps: int,
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Return AdamW and its schedule over `n_steps`; parameters named in `seeded` learn slowly.
-
-    Those hold what was known from the start.
-    """
-    named = list(network.named_parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [own for name, own in named if name not in seeded]},
-        {
-            "params": [own for name, own in named if name in seeded],
-            "lr": _SEEDED_RATE * learning_rate,
-        },
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
-    warmup = max(1, n_steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, warmup, n_steps)
-    )
-    return optimizer, schedule
-
-
 def catalogue_scores(
     student: Student, texts: NDArray[np.float32]
 ) -> Callable[[Requests], NDArray[np.float32]]:
@@ -383,14 +355,6 @@ def _seed_factors(student: Student, factors: NDArray[np.float64]) -> None:
         student.user_out.bias[-1] = 0.0
         for layer in (student.text, student.user_out, student.request_out):
             layer.weight *= _QUIET
-
-
-def rate(step: int, warmup: int, total: int) -> float:
-    """Return the share of the learning rate: a linear start, then half a cosine to 2%."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * done)))
 
 
 @contextmanager

@@ -73,7 +73,8 @@ HOMES = {  # third party -> where it may be imported
     "fsspec": ("operators/savepoints.py", "operators/media_files.py", "operators/archive_files.py"),
     "pyarrow": ("operators/archive_", "flows/archive"),
     "torch": (
-        *("models/student.py", "models/train.py", "models/fusion_training.py"),
+        *("models/student.py", "models/train.py", "models/optimization.py"),
+        "models/fusion_training.py",
         *("models/teacher.py", "models/teacher_training.py", "models/distill.py"),
         *("models/transformer_encoder.py", "models/media_encoders.py"),
     ),
