@@ -5,6 +5,7 @@ Owns    the rule that a child which dies stops the demo, and shows what it said 
 """
 
 import http.client
+import os
 import re
 import signal
 import subprocess
@@ -89,9 +90,9 @@ class FlowProcess:
 
     @property
     def cluster(self) -> list[int]:
-        """The process ids of a supervised cluster's newest start."""
-        *_, newest = _STARTED.finditer(self._said())
-        return [int(pid) for pid in newest[1].split()]
+        """The process ids of a supervised cluster's newest start; [] before the first."""
+        starts = list(_STARTED.finditer(self._said()))
+        return [int(pid) for pid in starts[-1][1].split()] if starts else []
 
     @property
     def n_ready(self) -> int:
@@ -146,6 +147,15 @@ class FlowProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+    def last_words(self, n_characters: int = 6_000) -> str:
+        """Return the end of its log; a child that runs writes there where its threads are."""
+        if self.code is None:
+            for pid in self.cluster or [self.pid]:
+                os.kill(pid, signal.SIGUSR1)
+            time.sleep(0.5)
+        state = "runs" if self.code is None else f"ended with {self.code}"
+        return f"{self.log} {state}: ...{self._said()[-n_characters:]}"
 
     def kill(self) -> None:
         """End the child as a power cut would."""

@@ -8,6 +8,7 @@ process exits with 0, so that the next start has nothing to replay. A kill -9 le
 committed epoch, and the next start goes on from there.
 """
 
+import faulthandler
 import gc
 import logging
 import os
@@ -330,9 +331,11 @@ def _stopping_on_signals() -> Iterator[None]:
         _begin_to_stop()
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1: where is each thread just now?
     try:
         yield
     finally:
+        faulthandler.unregister(signal.SIGUSR1)
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -47,7 +47,6 @@ N_PARTITIONS = 4
 EVENTS, USERS, FEEDBACK = "push.events.v1", "push.users.v1", "push.feedback.v1"
 DECISIONS, DEAD, POLICY = "push.decisions.v1", "push.dlq.v1", "push.policy.v1"
 PACE = 2_000  # messages a second, where a test sends steadily
-_LAST_WORDS = 4_000  # characters of a log
 _STOP_SECONDS = 100  # no test is about how long a busy machine takes to stop
 _HOUR_MS = 3_600_000
 
@@ -333,8 +332,7 @@ class Stage:
         """Print what children said that ended by themselves, and not in order."""
         for child in self._children:
             if child.code not in (None, 0, -signal.SIGKILL):
-                said = child.log.read_text(encoding="utf-8", errors="replace")
-                print(f"{child.log} ended with {child.code}: ...{said[-_LAST_WORDS:]}")
+                print(child.last_words())
 
     def close(self) -> None:
         """Kill what still runs, and stop reading."""
@@ -357,6 +355,8 @@ def wait(
             child.check()
         if time.monotonic() > deadline:
             print(f"not within {timeout_s:.0f} s: {what}")
+            for child in children:
+                print(child.last_words())
             return False
         time.sleep(0.02)
     return True

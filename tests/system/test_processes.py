@@ -79,7 +79,9 @@ def test_two_processes_decide_what_one_does(case: Case, stage: Stage) -> None:
     child = stage.supervise("decide", 2)
     stage.send(case.events)
     all_there(decisions, case, [child])
+    said = child.last_words(1_000_000)  # SIGUSR1 has each process write its threads' stacks
 
+    assert all(f"[{process}] Current thread" in said for process in (0, 1))
     assert child.stop(_STOP_S) == 0
     assert judge(decisions.close(), case.expected) == right(case)
 
