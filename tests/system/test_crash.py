@@ -72,18 +72,18 @@ def test_five_kills_of_decide_lose_nothing_and_change_no_byte(case: Case, stage:
     assert n_skipped > 0  # a kill left decisions behind that no snapshot knew of
 
 
-def test_a_graceful_stop_leaves_nothing_to_replay(case: Case, stage: Stage) -> None:
-    stage.fill_tables(case)
-    decisions = stage.collect(DECISIONS, by_id)
+def test_a_graceful_stop_leaves_nothing_to_replay(case: Case, one_stage: Stage) -> None:
+    one_stage.fill_tables(case)
+    decisions = one_stage.collect(DECISIONS, by_id)
     half = len(case.events) // 2
 
-    [first] = stage.start("decide")
-    stage.send(case.events[:half])
+    [first] = one_stage.start("decide")
+    one_stage.send(case.events[:half])
     wait("the first decisions", lambda: len(decisions.rows) > 50, [first])
     first_code = first.stop()
     n_before = len(decisions.rows)
-    [second] = stage.start("decide")
-    stage.send(case.events[half:])
+    [second] = one_stage.start("decide")
+    one_stage.send(case.events[half:])
     wait("all decisions", lambda: len(decisions.rows) >= len(case.expected), [second])
     skipped = {n for (name, _), n in second.samples().items() if name == _SKIPPED}
 
@@ -94,14 +94,14 @@ def test_a_graceful_stop_leaves_nothing_to_replay(case: Case, stage: Stage) -> N
 
 
 def test_three_kills_of_learn_learn_each_reward_once(
-    case: Case, stage: Stage, tmp_path: Path
+    case: Case, one_stage: Stage, tmp_path: Path
 ) -> None:
     messages = answers(case)
     expected = learned_undisturbed(messages, tmp_path / "undisturbed")
-    policy = stage.collect(POLICY, by_shard)
+    policy = one_stage.collect(POLICY, by_shard)
     kills = moments(2, len(messages), 3)
 
-    child, _ = run_through_kills(stage, "learn", messages, kills, policy.rows)
+    child, _ = run_through_kills(one_stage, "learn", messages, kills, policy.rows)
     all_learned: Callable[[], bool] = lambda: counts(policy.rows) == counts(expected)  # noqa: E731
     wait("all rewards", all_learned, [child])
 

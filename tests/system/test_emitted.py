@@ -102,14 +102,14 @@ def check(stage: Stage, case: Case, last: FlowProcess, rows: list[tuple[str, byt
     assert state_of_pushes(stage.state) == sends(rows)
 
 
-def test_the_state_follows_what_was_written_before_a_kill(case: Case, stage: Stage) -> None:
-    decisions = stage.collect(DECISIONS, by_id)
+def test_the_state_follows_what_was_written_before_a_kill(case: Case, one_stage: Stage) -> None:
+    decisions = one_stage.collect(DECISIONS, by_id)
 
     last = kill_and_go_on(
-        stage, case, lambda: len(decisions.rows), lambda: move_the_policy(stage, case)
+        one_stage, case, lambda: len(decisions.rows), lambda: move_the_policy(one_stage, case)
     )
 
-    check(stage, case, last, decisions.close())
+    check(one_stage, case, last, decisions.close())
 
 
 @pytest.fixture

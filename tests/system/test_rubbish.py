@@ -107,7 +107,7 @@ def is_told(found: DeadLetter, sent: rubbish.Malformed | None) -> bool:
 
 
 def test_rubbish_is_told_of_and_takes_nothing_from_good_events(
-    case: Case, stage: Stage, tmp_path: Path
+    case: Case, one_stage: Stage, tmp_path: Path
 ) -> None:
     good = case.events[: N_VALID - N_PARTITIONS] + case.events[-N_PARTITIONS:]
     expected = decided(case.world, case.profiles, good, tmp_path / "expected")
@@ -115,10 +115,10 @@ def test_rubbish_is_told_of_and_takes_nothing_from_good_events(
     samples[EVENTS] += [message.value or b"" for message in good]
     times_ms = [message.timestamp_ms for message in good for _ in range(N_MALFORMED // N_VALID)]
     bad = list(rubbish.malformed(1, N_MALFORMED, samples, times_ms))
-    stage.fill_tables(case)
-    sender, letters = Sender(stage), stage.collect(DEAD, letter)
-    decisions = stage.collect(DECISIONS, by_id)
-    [child] = stage.start("decide")
+    one_stage.fill_tables(case)
+    sender, letters = Sender(one_stage), one_stage.collect(DEAD, letter)
+    decisions = one_stage.collect(DECISIONS, by_id)
+    [child] = one_stage.start("decide")
 
     send_mixed(sender, good, bad, letters)
     wait("all dead letters", lambda: len(letters.rows) >= N_MALFORMED, [child])
