@@ -2,10 +2,12 @@
 
     python -m bench.bandit [--rounds N]
 
-Times   one round as `decide` and `learn` make it. Ours: columns to design matrix, SquareCB's
-        distribution, the draw, then River's learn_one with the chosen row; at our own columns,
-        and at 32 plain features for every contestant (no design matrix there: ours takes the
-        rows as they are, as the others do).
+Times   one round as `decide` and `learn` make it. Ours: columns to design matrix, the policy of
+        `models.policies` by its two steps, squarecb as the product has it, the draw, then
+        `RewardLearner.learn` with the chosen row; at our own columns, and at 32 plain features for
+        every contestant (no design matrix there: ours takes the rows as they are, as the others
+        do). Beside it, shown and not compared: logistic_ucb with its learner, and squarecb with
+        what `learn` does besides, the watch for drift of one segment.
         Vowpal Wabbit, squarecb, from Python: "Example API" makes Example objects of the numbers,
         predicts, draws, makes them again with the label, learns, for ranking and learning are
         apart by hours and processes here. "Text" does the same by parsing lines of text that lie
@@ -28,15 +30,20 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from river.bandit import LinUCBDisjoint
 
 from models.arms import N_ARM, N_POLICY_CONTEXT, D, design, policy_spec_hash
+from models.drift import DriftWatches
 from models.learner import RewardLearner
-from models.policy import SquareCB, sample
+from models.logistic import LogisticLearner
+from models.policies import make
+from models.policy import AuditedPolicy, sample
 from models.posterior import merge
 
 K = 20
 PLAIN = 32  # features of the comparison
+TIME_MS = 1_700_000_000_000
 ROWS = 64  # different triggers, taken in turn
 
 VW_ROUNDS = {
@@ -53,6 +60,12 @@ def learned_row(chosen: int) -> int:
     return min(chosen, K - 1)
 
 
+def draw(policy: AuditedPolicy, x: NDArray[np.float64], i: int) -> int:
+    """Return the arm that is chosen, as `operators.decider` does."""
+    seed = b"decision-%d" % i
+    return sample(policy.shares(policy.judge(x), policy.knobs, seed), seed)
+
+
 def ours(rng: np.random.Generator) -> Round:
     contexts = rng.normal(size=(ROWS, N_POLICY_CONTEXT)).round(4)
     arms = rng.normal(size=(ROWS, K, N_ARM)).astype(np.float32)
@@ -60,27 +73,32 @@ def ours(rng: np.random.Generator) -> Round:
     learner = RewardLearner()
     for x in rng.normal(size=(200, D)):
         learner.learn(x, float(rng.random()))
-    policy = SquareCB(merge([learner.statistics()], prior=1.0), gamma=1_000.0)
+    policy = make("squarecb", merge([learner.statistics()], prior=1.0), gamma=1_000.0)
 
     def one(i: int) -> None:
         x = design(contexts[i % ROWS], arms[i % ROWS])
-        chosen = sample(policy.distribution(x)[1], b"decision-%d" % i)
-        learner.learn(x[learned_row(chosen)], rewards[i % ROWS])
+        chosen = draw(policy, x, i)
+        learner.learn(x[learned_row(chosen)], rewards[i % ROWS], TIME_MS + i)
 
     return one
 
 
-def ours_plain(rng: np.random.Generator) -> Round:
+def ours_plain(rng: np.random.Generator, policy_id: str, *, watches_drift: bool = False) -> Round:
     rows, rewards = rng.normal(size=(ROWS, K, PLAIN)), rng.random(ROWS)
-    learner = RewardLearner([f"f{j}" for j in range(PLAIN)], spec_hash=policy_spec_hash())
+    learns = LogisticLearner if policy_id.startswith("logistic") else RewardLearner
+    learner = learns([f"f{j}" for j in range(PLAIN)], spec_hash=policy_spec_hash())
     for x in rng.normal(size=(200, PLAIN)):
         learner.learn(x, float(rng.random()))
-    policy = SquareCB(merge([learner.statistics()], prior=1.0), gamma=1_000.0)
+    policy = make(policy_id, merge([learner.statistics()], prior=1.0), gamma=1_000.0)
+    watches = DriftWatches()
 
     def one(i: int) -> None:
-        x = rows[i % ROWS]
-        chosen = sample(policy.distribution(x)[1], b"decision-%d" % i)
-        learner.learn(x[learned_row(chosen)], rewards[i % ROWS])
+        x, reward, time_ms = rows[i % ROWS], float(rewards[i % ROWS]), TIME_MS + i
+        row = x[learned_row(draw(policy, x, i))]
+        if watches_drift:
+            error = round(reward - learner.predict(row), 9)
+            watches.update("campaign:any", reward, error=error, time_ms=time_ms)
+        learner.learn(row, reward, time_ms)
 
     return one
 
@@ -179,7 +197,11 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     contestants = {
         f"ours, {D} columns from context and arms": ours(np.random.default_rng(0)),
-        f"ours, {PLAIN} plain features": ours_plain(np.random.default_rng(0)),
+        f"ours, {PLAIN} plain features": ours_plain(np.random.default_rng(0), "squarecb"),
+        "(the same, drift watched)": ours_plain(
+            np.random.default_rng(0), "squarecb", watches_drift=True
+        ),
+        "(the same, logistic_ucb)": ours_plain(np.random.default_rng(0), "logistic_ucb"),
         "River LinUCBDisjoint": lin_ucb_disjoint(np.random.default_rng(0)),
         "(merge of 4 shards, once a publication)": merging(np.random.default_rng(0)),
     }
@@ -188,7 +210,7 @@ def main() -> None:
         for how, name in VW_ROUNDS.items():
             contestants[name] = vowpal_wabbit(np.random.default_rng(0), how)
     else:
-        print("SKIPPED Vowpal Wabbit: not installed (uv pip install --no-deps vowpalwabbit)")
+        print("SKIPPED Vowpal Wabbit: not installed (the extra bandits)")
     medians = measure(contestants, rounds)
     plain = medians[f"ours, {PLAIN} plain features"]
     print(f"{'rank 20, learn 1; medians of ' + str(rounds):44s} {'µs':>8s} {'x ours':>8s}")

@@ -117,7 +117,7 @@ def compare(options: Options, arguments: argparse.Namespace) -> None:
                 runs: dict[str, list[Measured]] = {"off": [], "on": []}
                 for _ in range(arguments.rounds):
                     for recovery, of in runs.items():
-                        on.start(has_recovery=recovery == "on")
+                        on.restart(load, has_recovery=recovery == "on")
                         of.append(measure(on, load, arguments.rate, arguments.seconds))
                         print(f"  recovery {recovery:3}", of[-1].row(), flush=True)
             result[f"memory_mb_{n_users}"] = memory_mb

@@ -167,6 +167,11 @@ class Load:
             if user not in firing:
                 yield self._event(user, "click", user % N_ITEMS // N_CATEGORIES * N_CATEGORIES + 1)
 
+    def once_around(self, most: int) -> Iterator[Message]:
+        """Yield a click, which fires nothing, of each user, and of `most` of them at most."""
+        for user in range(min(self._n_users, most)):
+            yield self._click(user, user % (N_ITEMS // N_CATEGORIES))
+
     def events(self, n: int) -> list[Message]:
         """Return the next n events."""
         is_trigger = (self._rng.random(n) < self._share).tolist()
@@ -178,11 +183,14 @@ class Load:
                 of = self._ready.pop()
                 out.append(self._event(of, "view", number * N_CATEGORIES, is_trigger=True))
             else:
-                # Two clicks a category at most within 30 events, so that clicks show no intent.
-                self._clicks[user] += 1
-                category = int(self._clicks[user]) % (N_CATEGORIES - 1) + 1
-                out.append(self._event(user, "click", number * N_CATEGORIES + category))
+                out.append(self._click(user, number))
         return out
+
+    def _click(self, user: int, number: int) -> Message:
+        # Two clicks a category at most within 30 events, so that clicks show no intent.
+        self._clicks[user] += 1
+        category = int(self._clicks[user]) % (N_CATEGORIES - 1) + 1
+        return self._event(user, "click", number * N_CATEGORIES + category)
 
 
 def _user_id(number: int) -> str:

@@ -55,7 +55,7 @@ def once(options: Options, arguments: argparse.Namespace) -> None:
     with broker(options) as client, rig(client, options) as on:
         on.warm(load)
         memory_mb = on.memory_mb()
-        on.start(has_recovery=not arguments.no_recovery)
+        on.restart(load, has_recovery=not arguments.no_recovery)
         slow = latency.measure(on, load, arguments.rate, arguments.seconds).row()
         fast = throughput(on, load, arguments.events) if arguments.events else {}
     for name, values in (("latency", slow), ("throughput", fast)):

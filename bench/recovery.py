@@ -30,6 +30,7 @@ from operators import attribution_state, user_state
 from operators.attribution import Attribution
 from operators.hops import Entry, ShardBatch
 from operators.messages import Action, Decision, Delivery, Event, EventType, Learning, TriggerRef
+from operators.rewards import RewardRules
 from operators.shards import SnapshotRef
 from operators.state import Shard, StateStore
 from operators.triggers import TriggerRules
@@ -66,15 +67,8 @@ def user_shard(name: str, states: Shard[Any]) -> UserShard:
 
 def attribution_shard(_name: str, states: Shard[Any]) -> Attribution:
     """Return what `learn` keeps of pushes."""
-    return Attribution(
-        states,
-        opened=1.0,
-        converted=1.0,
-        dismissed=-0.3,
-        opted_out=-5.0,
-        no_response=-0.05,
-        window_ms=4 * 3_600_000,
-    )
+    rules = RewardRules(1.0, 0.5, 1.0, -0.3, -5.0, -0.05, window_ms=4 * 3_600_000)
+    return Attribution(states, rules)
 
 
 def event(user: int, number: int, time_ms: int, item: int) -> Event:

@@ -36,7 +36,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import track
 
-from flows import decide, recorded, replay, teach, training
+from flows import decide, learn, recorded, replay, teach, training
 from flows.children import Counting, FlowProcess, kafka_variables
 from flows.settings import Settings
 from operators import item_stats
@@ -282,17 +282,8 @@ class Baselines:
         learning = DictShard(
             "00", encode=encode_attribution, decode=decode_attribution, new=new_attribution
         )
-        rewards = settings.rewards
         self._learning = LearningUsers(
-            Attribution(
-                learning,
-                opened=rewards.opened,
-                converted=rewards.converted,
-                dismissed=rewards.dismissed,
-                opted_out=rewards.opted_out,
-                no_response=rewards.no_response,
-                window_ms=rewards.window_seconds * 1_000,
-            ),
+            Attribution(learning, learn.reward_rules(settings)),
             InteractionTracker(gap_ms=settings.time.session_gap_seconds * 1_000),
         )
         states = DictShard(

@@ -138,6 +138,14 @@ class Rig:
             raise RuntimeError("decide was not started")
         return self._child
 
+    def restart(self, load: made.Load, *, has_recovery: bool) -> None:
+        """Start `decide` anew, and have it hold as many users decoded as if it had run for long.
+
+        What a start costs until it does is `bench.chaos`' to say.
+        """
+        self.start(has_recovery=has_recovery)
+        self.send_keeping_up(load.once_around(self.settings.state.hot_users))
+
     def start(self, *, has_recovery: bool = True, has_redis: bool = True) -> None:
         """Start `decide` on what state there is, in place of one that runs.
 

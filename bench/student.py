@@ -8,7 +8,7 @@ Leaves  out building the item table and reading the model file. Weights are rand
 --train trains on ml-latest-small and online-retail instead and prints their test metrics;
         needs ../shared/data. --demo trains on a planted set of the demo's size.
 
-    python -m bench.student [--train | --demo]
+    python -m bench.student [--train | --demo] [--reach 43,7] [--seed 0]
 
 Prints a table, then one JSON line.
 """
@@ -175,14 +175,17 @@ def planted() -> Corpus:
     return histories, ids, [f"taste {n % n_tastes} item {n}" for n in range(n_items)]
 
 
-def train_on(corpora: dict[str, Callable[[], Corpus]], config: TrainConfig) -> dict[str, float]:
+def train_on(
+    corpora: dict[str, Callable[[], Corpus]], config: TrainConfig, seed: int
+) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, load in corpora.items():
         histories, ids, texts = load()
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "student.pfm"
-            metrics = train_student(histories, ids, texts, path=path, config=config).metrics
+            trained = train_student(histories, ids, texts, path=path, config=config, seed=seed)
+        metrics = trained.metrics
         metrics["seconds"] = time.perf_counter() - start
         print(
             f"{name}: {len(histories.user_ids)} users, {len(ids)} items, "
@@ -201,12 +204,16 @@ def main() -> None:
     which.add_argument("--demo", action="store_true", help="train on a set of the demo's size")
     parser.add_argument("--epochs", type=int, default=TrainConfig().epochs)
     parser.add_argument("--threads", type=int, default=TrainConfig().threads)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reach", default="", help="positions each layer sees, as 43,7; all")
     args = parser.parse_args()
-    config = TrainConfig(epochs=args.epochs, threads=args.threads)
+    reach = tuple(int(n) for n in args.reach.split(",")) if args.reach else ()
+    student = StudentConfig(reach=reach)
+    config = TrainConfig(student=student, epochs=args.epochs, threads=args.threads)
     if args.train:
-        found = train_on({"movielens": movielens, "retail": retail}, config)
+        found = train_on({"movielens": movielens, "retail": retail}, config, args.seed)
     elif args.demo:
-        found = train_on({"planted": planted}, config)
+        found = train_on({"planted": planted}, config, args.seed)
     else:
         found = time_serving()
     print(json.dumps({"bench": "student", **found}))

@@ -1,7 +1,8 @@
 """Training sets from the archive, as of a moment.
 
 Reads   the files of `flows.archive`, their typed columns.
-Emits   events and items for `flows.training`; `models.push_log.PushLog`.
+Emits   events and items for `flows.training`; `models.push_log.PushLog`; all that policies decided
+        for `flows.ope`.
 Owns    what was known when: nothing dated at or after `until_ms` is looked at, an item is what it
         was then, and a push counts only once its window had closed by then.
 
@@ -12,8 +13,8 @@ keeps their state by the code that `decide` keeps it by.
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -31,6 +32,7 @@ from operators.archive_reader import partitions, read_partition
 from operators.hops import ItemSignal, Reward
 from operators.messages import (
     Action,
+    CampaignRewards,
     Decision,
     Delivery,
     Event,
@@ -66,9 +68,23 @@ _SENT: Final = pa.schema(
     }
 )
 _NONE_SENT: Final = _SENT.empty_table()
+LABELS: Final = ("trigger_type", "campaign_id", "arm", "policy_id")
+_DECIDED: Final = pa.schema(
+    [*_SENT, *((name, pa.string()) for name in LABELS), ("outcome", pa.string())]
+)
 _NO_DELIVERY: Final = Delivery(
     channel="any", send_after=0, expires_at=0, priority="normal", collapse_key=""
 )
+
+
+class _Earns(msgspec.Struct, frozen=True):
+    rewards: CampaignRewards | None = None
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """The part of a decision that has no column."""
+
+    learning: _Earns = _Earns()
 
 
 def events(place: Place, until_ms: int = FOR_EVER_MS) -> Iterator[Event]:
@@ -96,6 +112,13 @@ def _rows(
         yield from table.to_pylist()
 
 
+def columns(place: Place, topic: str, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Yield some columns of a topic's usable rows, partition by partition, each in order."""
+    for partition in partitions(place, topic):
+        for table in _tables(place, topic, partition, names):
+            yield from zip(*(table.column(name).to_pylist() for name in names), strict=True)
+
+
 def _tables(place: Place, topic: str, partition: int, columns: Sequence[str]) -> Iterator[pa.Table]:
     for table in read_partition(place, topic, partition, ["refused", *columns]):
         yield table.filter(pc.is_null(table.column("refused"))).select(list(columns))
@@ -113,6 +136,13 @@ def items(place: Place, until_ms: int = FOR_EVER_MS) -> Iterator[Item]:
             yield msgspec.json.decode(raw, type=Item)
 
 
+class Decided(NamedTuple):
+    """What a policy decided, to send nothing among it, and labels of `LABELS`, N each."""
+
+    log: PushLog
+    labels: dict[str, list[str]]
+
+
 def push_log(settings: Settings, place: Place, until_ms: int = FOR_EVER_MS) -> PushLog:
     """Return the pushes whose windows had closed by a moment, with what they earned until then.
 
@@ -128,6 +158,45 @@ def push_log(settings: Settings, place: Place, until_ms: int = FOR_EVER_MS) -> P
     table = table.filter(is_in).filter(pc.field("reward_deadline_ms") <= end_ms)
     order = [("decided_ms", "ascending"), ("decision_id", "ascending")]
     return _arrays(table.sort_by(order).combine_chunks(), rewards, outcomes)
+
+
+def decided(settings: Settings, place: Place, until_ms: int = FOR_EVER_MS) -> Decided:
+    """Return what policies decided, and what it earned: off-policy evaluation reads this.
+
+    As `push_log`, with two differences, without which what is left out would depend on what was
+    chosen. Sending nothing is there too, and earned 0. So did a push that reached nobody.
+    Deferred pushes are left out, and so is sending nothing where a push had been deferred.
+    """
+    asked = [_asked(place, partition, until_ms) for partition in partitions(place, DECISIONS)]
+    sent = [table.filter(pc.field("outcome") == "send").select(_SENT.names) for table in asked]
+    rewards, outcomes, end_ms = _answers(settings, place, sent, until_ms)
+    table = pa.concat_tables([_DECIDED.empty_table(), *asked])
+    table = table.filter(pc.field("reward_deadline_ms") <= end_ms)
+    order = [("decided_ms", "ascending"), ("decision_id", "ascending")]
+    table = table.sort_by(order).combine_chunks()
+    labels = {name: table.column(name).to_pylist() for name in LABELS}
+    return Decided(_arrays(table, rewards, outcomes), labels)
+
+
+def _asked(place: Place, partition: int, until_ms: int) -> pa.Table:
+    n_arms = pc.list_value_length(pc.field("features"))
+    is_wanted = (
+        pc.field("outcome").isin(["send", "suppress"])
+        & ~pc.field("is_dry_run")
+        & (pc.field("feature_spec") == policy_spec_hash())
+        & (pc.field("decided_ms") < until_ms)
+        & (pc.field("send_after_ms") <= pc.field("decided_ms"))  # it would not have been deferred
+        & (n_arms > 1)  # else it never came to the policy
+        & (pc.field("chosen") >= 0)
+        & (pc.field("chosen") < n_arms)
+    )
+    found = [_DECIDED.empty_table()]
+    names = [*_DECIDED.names, "is_dry_run", "send_after_ms"]
+    for table in _tables(place, DECISIONS, partition, names):
+        wanted = table.filter(is_wanted).select(_DECIDED.names)
+        if wanted.num_rows:
+            found.append(wanted.cast(_DECIDED))
+    return pa.concat_tables(found)
 
 
 def _sent(place: Place, partition: int, until_ms: int) -> pa.Table:
@@ -168,7 +237,8 @@ def _answers(
             if isinstance(entry, Reward):
                 rewards[entry.decision_id] += entry.reward
 
-    parts: list[Iterator[tuple[int, Decision | Feedback]]] = [_decisions(table) for table in sent]
+    own = _own_rewards(place)
+    parts: list[Iterator[tuple[int, Decision | Feedback]]] = [_decisions(t, own) for t in sent]
     parts += [_feedback(place, number, until_ms) for number in partitions(place, FEEDBACK)]
     for time_ms, entry in heapq.merge(*parts, key=_time):
         clock_ms = max(clock_ms, time_ms)
@@ -195,7 +265,26 @@ def _feedback(
             yield row["time_ms"], Feedback(**row)
 
 
-def _decisions(sent: pa.Table) -> Iterator[tuple[int, Decision | Feedback]]:
+def _own_rewards(place: Place) -> dict[str, CampaignRewards]:
+    """Return what a campaign said that its pushes earn, by decision_id; few say anything.
+
+    No column has it: it is looked for in the messages.
+    """
+    found: dict[str, CampaignRewards] = {}
+    for partition in partitions(place, DECISIONS):
+        for table in _tables(place, DECISIONS, partition, ("decision_id", "raw")):
+            said = table.filter(pc.match_substring(table.column("raw"), '"rewards":{'))
+            pairs = zip(*(said.column(name).to_pylist() for name in said.column_names), strict=True)
+            for decision_id, raw in pairs:
+                rewards = msgspec.json.decode(raw, type=_Said).learning.rewards
+                if rewards is not None:
+                    found[decision_id] = rewards
+    return found
+
+
+def _decisions(
+    sent: pa.Table, own: Mapping[str, CampaignRewards]
+) -> Iterator[tuple[int, Decision | Feedback]]:
     """Yield what attribution reads of each push: of its arms the chosen one."""
     arms = _Arms(sent.combine_chunks())
     names = ("decision_id", "user_id", "decided_ms", "chosen", "reward_deadline_ms")
@@ -228,6 +317,7 @@ def _decisions(sent: pa.Table) -> Iterator[tuple[int, Decision | Feedback]]:
                     propensity=0.0,
                     is_exploration=False,
                     reward_deadline=deadline_ms,
+                    rewards=own.get(decision_id),
                 ),
                 explanation=[],
             ),
@@ -266,6 +356,6 @@ def _arrays(sent: pa.Table, rewards: dict[str, float], outcomes: dict[str, set[s
         probabilities=sent.column("probabilities").combine_chunks().flatten().to_numpy(),
         chosen=arms.offsets[:-1] + sent.column("chosen").to_numpy(),
         propensities=sent.column("propensity").to_numpy(),
-        rewards=np.array([rewards[found] for found in ids], np.float64),
+        rewards=np.array([rewards.get(found, 0.0) for found in ids], np.float64),
         outcomes=np.array(is_so, np.bool_).reshape(-1, len(OUTCOMES)),
     )

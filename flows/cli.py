@@ -20,14 +20,21 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from flows.archive_commands import make_app as make_archive_app
+from flows.audit_commands import add_command as add_audit
+from flows.compress_commands import add_command as add_train_compress
 from flows.evaluate import make_app as make_evaluate_app
 from flows.evaluate_models import add_command as add_evaluate_models
+from flows.experiment_commands import make_app as make_experiment_app
 from flows.fusion_commands import make_app as make_fusion_app
+from flows.llm_commands import add_command as add_train_llm_labels
 from flows.model_commands import make_app as make_models_app
+from flows.ope_commands import make_app as make_ope_app
+from flows.outcome_commands import add_command as add_train_outcomes
 from flows.settings import Settings
 from flows.state_commands import make_app as make_state_app
 from flows.supervisor import NO_RESTART, STOP_SECONDS, end_with_supervisor, supervise
 from flows.teacher_commands import add_command as add_train_teacher
+from flows.value_commands import add_command as add_train_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -89,7 +96,14 @@ evaluate_app = make_evaluate_app(fail)
 add_evaluate_models(evaluate_app, fail)
 app.add_typer(evaluate_app, name="evaluate")
 add_train_teacher(train_app, fail)
+add_train_llm_labels(train_app, fail)
+add_train_outcomes(train_app, settings, fail)
+add_train_compress(train_app, fail)
+add_audit(app, settings, fail)
+add_train_value(train_app, settings, fail)
 app.add_typer(make_models_app(settings, fail), name="models")
+app.add_typer(make_experiment_app(settings, fail), name="experiment")
+app.add_typer(make_ope_app(settings, fail), name="ope")
 
 
 @app.command()
@@ -494,16 +508,29 @@ def demo(
     seconds: Annotated[float, typer.Option(min=5, help="Length of the run, by the clock.")] = 90.0,
     seed: Annotated[int, typer.Option(help="Of the population and the training.")] = 1,
     port: Annotated[int | None, typer.Option(help="Port of the broker; any without.")] = None,
+    policy: Annotated[
+        str, typer.Option(help="That decides, as PUSHFLOW_RANKING__POLICY.")
+    ] = "squarecb",
     report: Annotated[
         Path | None, typer.Option(help="Write the report here as JSON, and its plot beside it.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Write decisions here as they come, for `audit --log`.")
     ] = None,
 ) -> None:
     """Watch the whole loop: simulated users, decisions, and a policy that learns."""
     try:
         from flows.demo import run_demo
+        from models.policies import KINDS
     except ImportError as error:
         fail(f"{error}. The demo needs more packages: pip install 'pushflow[demo]'")
-    raise typer.Exit(run_demo(users=users, seconds=seconds, seed=seed, port=port, report=report))
+    if policy not in KINDS:
+        known = "\n".join(f"  {name}: {kind.meaning}" for name, kind in KINDS.items())
+        fail(f"there is no policy {policy!r}; there are:\n{known}")
+    code = run_demo(
+        users=users, seconds=seconds, seed=seed, port=port, policy=policy, report=report, log=log
+    )
+    raise typer.Exit(code)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from bytewax.outputs import Sink
 from flows.settings import Settings
 from flows.tables import Tables
 from models.encoders import HASH_ID
+from models.policies import KINDS, NEURAL
 from models.text import encode_texts
 from operators import fatigue, metrics, user_state
 from operators.buffered_store import BufferedStore
@@ -198,6 +199,7 @@ def _ranker(settings: Settings, tables: Tables) -> Ranker:
         generator=tables.generator,
         action_set=settings.ranking.action_set,
         explore_share=settings.candidates.explore_share,
+        is_neural=KINDS[settings.ranking.policy].learner == NEURAL,
         refresh=tables.refresh,
         clock=time.monotonic,
     )
@@ -221,6 +223,7 @@ def _decider(
         window_ms=settings.rewards.window_seconds * _SECOND_MS,
         top_explanations=settings.ranking.top_explanations,
         emitted=emitted,
+        apprentice_share=settings.ranking.apprentice_share,
     )
 
 

@@ -17,13 +17,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import orjson
 from rich.console import Console
 
+from flows.audit_sources import Recorder
 from flows.children import ChildError
 from flows.loop import Inlet, Loop, Plan, is_drained
 from flows.report import Run, plot, summary, table
@@ -31,6 +32,7 @@ from flows.simulate import Population
 from flows.stage import Stage
 from flows.tally import Counters, Tally
 from flows.view import Frame, View
+from models.policies import KINDS
 
 _TICK_S: Final = 0.02
 _DRAIN_S: Final = 30.0
@@ -97,7 +99,9 @@ def run_demo(
     seconds: float = 90.0,
     seed: int = 1,
     port: int | None = None,
+    policy: str = "squarecb",
     report: Path | None = None,
+    log: Path | None = None,
     console: Console | None = None,
 ) -> int:
     """Run the demo; return the process's exit code: 0 if nothing was lost or doubled.
@@ -112,18 +116,22 @@ def run_demo(
         Of the population, the training and the harness.
     port
         Of the broker; None takes any.
+    policy
+        That decides, of `models.policies.KINDS`.
     report
         Where the report goes as JSON, and beside it the picture. None: the picture alone, in
         the working directory.
+    log
+        Directory where decisions, feedback and the learner's rows go as they come.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     sys.setswitchinterval(0.0005)  # the thread that reads decisions must not wait for 5 ms
     console = console or Console()
-    plan = Plan(users, seconds, seed, port)
+    plan = Plan(users, seconds, seed, port, policy)
     world = Population(n_users=users, seed=seed)
     with tempfile.TemporaryDirectory(prefix="pushflow-demo-", ignore_cleanup_errors=True) as work:
         try:
-            with Stage(plan, world, Path(work), console) as stage:
+            with Stage(plan, world, Path(work), console) as stage, _recorded(stage, log):
                 ended = play(stage, world, plan, console)
         except ChildError as error:
             console.print(str(error), style="red", markup=False, highlight=False)
@@ -132,6 +140,17 @@ def run_demo(
             console.print("stopped before the run began")
             return 130
     return conclude(ended, console, report)
+
+
+@contextlib.contextmanager
+def _recorded(stage: Stage, log: Path | None) -> Iterator[None]:
+    """Write the log for the length of a block."""
+    recorder = Recorder(stage.client, log) if log is not None else None
+    try:
+        yield
+    finally:
+        if recorder is not None:
+            recorder.close()
 
 
 def conclude(ended: Ended, console: Console, report: Path | None) -> int:
@@ -157,7 +176,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--port", type=int)
+    parser.add_argument("--policy", default="squarecb", choices=sorted(KINDS))
     parser.add_argument("--report", type=Path)
+    parser.add_argument("--log", type=Path)
     options = parser.parse_args(None if arguments is None else list(arguments))
     return run_demo(**vars(options))
 

@@ -30,6 +30,7 @@ from flows.topics import specs
 from models.encoders import HASH_ID, EncoderError
 from models.fusion import FusionFileError, FusionMismatchError
 from models.serving import ModelFileError, ModelMismatchError
+from models.value import ValueFileError, ValueFunction
 from operators.archive_names import ArchiveError, gaps
 from operators.campaigns import CampaignError, CampaignTable, load_yaml
 from operators.codec import table_handler
@@ -185,7 +186,7 @@ def check_redis(url: str) -> Finding:
 
 
 def check_files(settings: Settings) -> Iterator[Finding]:
-    """Check the encoder, and campaigns and the model where they come from files."""
+    """Check the encoder, and campaigns, the model and the value where they come from files."""
     yield check_encoder(settings.catalog)
     if settings.campaigns_file:
         yield check_campaigns_file(Path(settings.campaigns_file))
@@ -194,6 +195,17 @@ def check_files(settings: Settings) -> Iterator[Finding]:
         yield _model_finding(
             ModelCard(name=SERVED, version="", path=path, checksum="", feature_spec="")
         )
+    if settings.ranking.value_path:
+        yield check_value(Path(settings.ranking.value_path))
+
+
+def check_value(path: Path) -> Finding:
+    """Open what says what holding is worth, as `decide` does."""
+    try:
+        return Finding("value", "ok", f"version {ValueFunction.load(path).version}")
+    except ValueFileError as error:
+        mend = "as it says, or unset PUSHFLOW_RANKING__VALUE_PATH"
+        return Finding("value", "fail", str(error), mend)
 
 
 def check_encoder(catalog: Catalog) -> Finding:

@@ -5,6 +5,7 @@ Owns    the command's name, help and options; the work is in `flows.model_arms`.
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Literal, NoReturn
@@ -48,6 +49,12 @@ Layers = Annotated[int, typer.Option(min=1, help="Of SASRec and the teacher.")]
 Repeats = Annotated[bool, typer.Option(help="Rank what the user had before, too.")]
 Requests = Annotated[int, typer.Option(min=1, help="Of the test, at most, evenly strided.")]
 Titles = Annotated[Path | None, typer.Option(help="Of sequences: lines of item, tab, title.")]
+Folds = Annotated[int, typer.Option(min=1, help="Of the split by time; more roll through it.")]
+Workers = Annotated[int, typer.Option(min=1, help="Networks trained at a time, a process each.")]
+Plot = Annotated[Path | None, typer.Option(help="A PNG of NDCG@10 with intervals.")]
+LabelFile = Annotated[
+    Path | None, typer.Option("--llm-labels", help="For distilled: of `pushflow train llm-labels`.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the JSON object alone.")]
 
 
@@ -76,6 +83,10 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         repeats: Repeats = False,
         requests: Requests = 10_000,
         titles: Titles = None,
+        folds: Folds = 1,
+        workers: Workers = 1,
+        llm_labels: LabelFile = None,
+        plot: Plot = None,
         as_json: Json = False,
     ) -> None:
         """Compare models of the next item: at which rank they put what came next.
@@ -89,6 +100,7 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         time           everybody's events are cut at one moment: the first 80% train, the next 10%
                        choose settings and when to stop, the newest 10% are asked about
         leave-one-out  each user's last item is asked about, the one before it chooses
+        --folds N      N tests of a tenth that follow each other, each trained on what was before
 
         All models learn from the same events, and see all that the user did before the request.
         All items are ranked, never a sample. Ties count against the model: the rank is one more
@@ -97,20 +109,27 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
 
         hr@K        share of requests whose answer is among the first K; recall@K is the same here
         ndcg@K      1 / log2(1 + rank) within the first K, else 0
-        mrr@K       1 / rank within the first K, else 0
+        mrr@K       1 / rank within the first K, else 0; mrr of any rank
+        precision   share of the first K that is right: hr@K / K; f1@K is between it and recall
+        auc         share of the other items that score lower than the answer
+        calibration mean difference between the probability that a model gives its first item and
+                    how often it is right, over ten bins; a softmax over its scores, of baselines
+                    the share of the sum
+        diversity   mean 1 - cosine between the contents of the first K, by pairs
         coverage    share of all items that were among anybody's first K
         novelty     mean bits of surprise in a shown item: log2 of users per user who knew it
 
         popularity, item-CF and ALS: each the best of --budget settings between the cuts. SASRec
         (cross-entropy, ids alone) and the teacher: each the best of --tries, by the same training.
         student: what decide serves, by `pushflow train`; distilled: the same with the teacher's
-        say in its loss. Intervals are 95%, by a bootstrap over users; with several seeds they
-        are of the mean over seeds.
+        say in its loss, and with --llm-labels a language model's, where it was let in. Intervals
+        are 95%, by a bootstrap over users; with several seeds they are of the mean over seeds.
         """
         try:
             from flows import model_arms as arms
             from flows import model_report as report
             from flows import sequence_data as data
+            from models.llm_labels import LabelFileError, load_labels
             from models.teacher import TeacherConfig
             from models.teacher_training import TeacherTraining
         except ImportError as error:
@@ -133,6 +152,7 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
                 requests=requests,
                 training=TeacherTraining(teacher=teacher),
                 epochs=epochs,
+                workers=workers,
             )
             with Progress(*columns, console=console, disable=as_json, transient=True) as progress:
                 task = progress.add_task("reading", total=None)
@@ -143,11 +163,23 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
                 histories, item_ids, texts = data.read(
                     kind.value, path, titles, lambda n: tell(f"reading events: {n:,}")
                 )
-                known = arms.Data(data.cut(histories, how), item_ids, texts)
-                found = arms.compare(known, plan, tell)
-        except ValueError as error:
+                if llm_labels is not None and folds > 1:
+                    raise ValueError("labels were let in by one validation: use no --folds")
+                if llm_labels is not None:
+                    plan = replace(plan, labels=load_labels(llm_labels, item_ids))
+                reports = []
+                for split_of in data.cuts(histories, how, folds):
+                    known = arms.Data(split_of, item_ids, texts)
+                    found = arms.compare(known, plan, tell)
+                    reports.append(report.summary(path.name, how, known, plan, found))
+        except (ValueError, LabelFileError) as error:
             fail(str(error))
-        summed = report.summary(path.name, how, known, plan, found)
+        if plot is not None:
+            report.plot(reports, plot)
+        summed = report.folded(reports) if folds > 1 else reports[0]
         if not as_json:
-            Console().print(report.table(summed))
+            for one in reports:
+                Console().print(report.table(one))
+            if folds > 1:
+                Console().print(report.folds_table(summed))
         sys.stdout.write(orjson.dumps(summed).decode() + "\n")

@@ -14,6 +14,7 @@ Step names are recovery keys: renaming one loses its state.
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import bytewax.operators as op
@@ -23,7 +24,9 @@ from bytewax.outputs import Sink
 
 from flows.decide import dead_records, decoder, stores
 from flows.settings import Settings
-from models.arms import policy_spec_hash
+from models.learners import LearnerKind
+from models.log_odds import Scale
+from models.policies import LINEAR
 from operators import attribution_state, item_stats
 from operators.attribution import Attribution
 from operators.codec import encode, headers, item_shard
@@ -32,6 +35,7 @@ from operators.item_stats import InteractionTracker, ItemStatsShard
 from operators.kafka import CopartitionedSource, OutRecord, TableSink
 from operators.learning import LearnerShard, LearningItems, LearningUsers
 from operators.messages import Decision, Erasure, Event, Feedback, ItemStats, PolicyShard
+from operators.rewards import RewardRules
 from operators.state import Shard
 from operators.steps import Publishing, by_shard, keyed, learner
 
@@ -45,7 +49,8 @@ TOPICS: dict[str, type] = {
 # Events come well before the decisions that they lead to, so they move no clock.
 CLOCK = (Decision, Feedback)
 _SECOND_MS = 1_000
-KEEP_ITEMS_MS = 730 * 86_400_000  # a half-life of what is counted longest
+DAY_MS = 86_400_000
+KEEP_ITEMS_MS = 730 * DAY_MS  # a half-life of what is counted longest
 
 
 Keyed = tuple[str, OutRecord]
@@ -89,7 +94,12 @@ def build(settings: Settings, ends: Ends, *, n_workers: int = 1) -> Dataflow:
     learned = keyed("attribute", shards, user_stores, _users(settings), _shard_of_batch)
 
     rewards = op.flat_map_batch("rewards", learned, rewards_by_shard)
-    rows = learner("learner", rewards, LearnerShard, publishing)
+    make_learner = partial(
+        LearnerShard,
+        kind=learner_kind(settings),
+        drift_keeps=settings.learning.drift_keeps,
+    )
+    rows = learner("learner", rewards, make_learner, publishing)
     op.output("policy", op.flat_map_batch("policy_rows", rows, policy_records), ends.policy)
 
     signals = op.flat_map_batch("signals", learned, signals_by_shard)
@@ -98,18 +108,44 @@ def build(settings: Settings, ends: Ends, *, n_workers: int = 1) -> Dataflow:
     return flow
 
 
+def learner_kind(settings: Settings) -> LearnerKind:
+    """Return the learner of the policy that `decide` is to use."""
+    return LearnerKind.of(
+        settings.ranking.policy,
+        half_life_ms=round(settings.learning.half_life_days * DAY_MS),
+        scale=Scale(*settings.rewards.scale),
+        prior=settings.learning.prior_precision,
+    )
+
+
 def attribution(settings: Settings, states: Any) -> Attribution:
     """Return what turns a shard's decisions and feedback into rewards."""
-    rewards = settings.rewards
+    kind = learner_kind(settings)
     return Attribution(
         states,
+        reward_rules(settings),
+        estimates_delays=settings.rewards.estimate_delays,
+        separate_arms=settings.learning.separate_arms,
+        feature_spec=kind.spec,
+        n_columns=len(kind.columns),
+    )
+
+
+def reward_rules(settings: Settings) -> RewardRules:
+    """Return what outcomes are worth by the settings."""
+    rewards = settings.rewards
+    credit = rewards.credit_seconds.model_dump()
+    return RewardRules(
         opened=rewards.opened,
+        clicked=rewards.clicked,
         converted=rewards.converted,
         dismissed=rewards.dismissed,
         opted_out=rewards.opted_out,
         no_response=rewards.no_response,
         window_ms=rewards.window_seconds * _SECOND_MS,
-        feature_spec=policy_spec_hash(),
+        credit_ms={kind: seconds * _SECOND_MS for kind, seconds in credit.items()},
+        conversion_value=rewards.conversion_value,
+        conversion_max=rewards.conversion_max,
     )
 
 
@@ -156,9 +192,14 @@ def policy_records(rows: list[tuple[str, PolicyShard]]) -> list[Keyed]:
     """
     records = []
     for _key, row in rows:
-        record_id = f"{row.shard}:{row.feature_spec}:{row.version}"
+        record_id = f"{row.shard}:{_of_columns(row)}:{row.version}"
         records.append(_record(row.shard, record_id, encode(row), "push.policy.v1", row.time_ms))
     return records
+
+
+def _of_columns(row: PolicyShard) -> str:
+    """Return what a learner's versions count for: its columns, and which learner it is."""
+    return row.feature_spec if row.policy_id == LINEAR else f"{row.feature_spec}-{row.policy_id}"
 
 
 def item_records(rows: list[tuple[str, tuple[str, ItemStats | None]]]) -> list[Keyed]:

@@ -42,6 +42,7 @@ class Plan(NamedTuple):
     seconds: float
     seed: int
     port: int | None
+    policy: str = "squarecb"  # of `models.policies.KINDS`
 
     @property
     def speed(self) -> float:

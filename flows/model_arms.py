@@ -6,13 +6,20 @@ Owns    who is trained on what: all of them on what was before the first cut, th
         settings between the cuts, the test after the second. Needs torch.
 
 SASRec and the teacher are trained by the same loop, and try as many settings: the first are the
-defaults, the others drawn from one grid. The students are made by the product's own training and
-asked by the product's own scorer, with and without the teacher, by the same seeds.
+defaults, the others drawn from one grid. Where repeats are not asked about, the teacher's loss does
+not count what a user had as wrong (`models.teacher_loss`); SASRec has the usual cross-entropy over
+all items, and the other as one of the things that tuning may choose. The students are made by the
+product's own training and asked by the product's own scorer, with and without the teacher, by the
+same seeds.
+
+With several workers the networks are trained side by side, a process each, to the same numbers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple
@@ -23,6 +30,8 @@ from numpy.typing import NDArray
 from models.baselines import make, settings_of
 from models.dataset import Requests, popularity
 from models.distill import Distillation, TeacherGuide
+from models.llm_guide import Guide, LabelledGuide
+from models.llm_labels import Labels
 from models.next_item import (
     Answers,
     Exam,
@@ -36,7 +45,7 @@ from models.next_item import (
 )
 from models.serving import StudentScorer
 from models.splits import Split
-from models.teacher import Teacher, TeacherConfig
+from models.teacher import Teacher, TeacherConfig, teacher_of, weights_of
 from models.teacher_training import TeacherTraining, teacher_scores, train_teacher
 from models.text import encode_texts
 from models.train import TrainConfig, train_student
@@ -47,11 +56,13 @@ MODELS: Final = (*BASELINES, *NETWORKS)
 CHOSEN_BY: Final = "ndcg@10"
 # What tuning may change, of SASRec and the teacher alike.
 _GRID: Final[dict[str, tuple[Any, ...]]] = {
-    "dropout": (0.1, 0.2, 0.3, 0.5),
+    "dropout": (0.2, 0.3, 0.5),
     "learning_rate": (1e-3, 2e-3, 3e-3, 5e-3),
-    "layers": (1, 2, 3),
+    "layers": (1, 2),
+    "epochs": (6, 10, 16),  # over which the learning rate falls, no more than the plan's
     "weight_decay": (0.0, 0.05, 0.2),
 }
+_SASREC_GRID: Final = {**_GRID, "repeats": (True, False)}
 
 Tell = Callable[[str], None]
 
@@ -69,6 +80,8 @@ class Plan:
     training: TeacherTraining = field(default_factory=TeacherTraining)
     distillation: Distillation = field(default_factory=Distillation)
     epochs: int = 16  # of any network, at most
+    workers: int = 1  # networks trained at a time
+    labels: Labels | None = None  # of a language model, for the distilled student
 
 
 class Data(NamedTuple):
@@ -92,6 +105,15 @@ class Comparison(NamedTuple):
 
     exam: Exam
     arms: list[Arm]
+    vectors: NDArray[np.float32]  # of the items' contents, shape (N, D)
+
+
+class _Taught(NamedTuple):
+    """A trained network, as one process hands it to another."""
+
+    worth: float  # between the cuts
+    answers: Answers
+    weights: dict[str, NDArray[np.float32]]
 
 
 def compare(data: Data, plan: Plan, tell: Tell = lambda _: None) -> Comparison:
@@ -104,8 +126,51 @@ def compare(data: Data, plan: Plan, tell: Tell = lambda _: None) -> Comparison:
     """
     bench = _Bench(data, plan, tell)
     arms = [bench.baseline(name) for name in BASELINES if name in plan.models]
-    arms += bench.networks()
-    return Comparison(bench.test, arms)
+    with _Workers(bench) as workers:
+        arms += bench.networks(workers)
+    return Comparison(bench.test, arms, bench.vectors)
+
+
+class _Workers:
+    """Calls methods of a bench with each of several arguments, here or in processes."""
+
+    def __init__(self, bench: "_Bench") -> None:
+        self._bench = bench
+        self._pool = None
+        if bench.plan.workers > 1:
+            given = bench.data, replace(bench.plan, workers=1)
+            self._pool = ProcessPoolExecutor(
+                bench.plan.workers, get_context("spawn"), initializer=_open, initargs=given
+            )
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def all(self, method: str, jobs: Iterable[tuple[Any, ...]]) -> list[Any]:
+        """Return the method's results, in the order of jobs."""
+        if self._pool is None:
+            return [getattr(self._bench, method)(*job) for job in jobs]
+        running = [self._pool.submit(_call, method, job) for job in jobs]
+        found = []
+        for place, one in enumerate(running):
+            self._bench.tell(f"{method}: {place} of {len(running)} networks")
+            found.append(one.result())
+        return found
+
+
+_BENCH: Final["list[_Bench]"] = []  # of a worker's process
+
+
+def _open(data: Data, plan: Plan) -> None:
+    _BENCH.append(_Bench(data, plan, lambda _: None))
+
+
+def _call(method: str, job: tuple[Any, ...]) -> Any:
+    return getattr(_BENCH[0], method)(*job)
 
 
 class _Bench:
@@ -138,41 +203,49 @@ class _Bench:
                 best, chosen, score = worth, options, candidate
         if score is None:
             raise ValueError(f"no settings of {name} to try")
-        return Arm(name, [answers(score, self.test)], dict(chosen))
+        return Arm(name, [answers(score, self.test, is_logit=False)], dict(chosen))
 
-    def networks(self) -> Iterator[Arm]:
+    def networks(self, workers: _Workers) -> Iterator[Arm]:
         """Yield the arms that are trained by gradients."""
         wanted, base = set(self.plan.models), self.plan.training
+        base = replace(base, epochs=self.plan.epochs)
         if "SASRec" in wanted:
-            yield self._taught("SASRec", replace(base, teacher=base.teacher.sasrec()))[0]
-        teachers: list[Teacher] = []
+            plain = replace(base, teacher=base.teacher.sasrec(), repeats=True)
+            grid = _GRID if self.plan.repeats else _SASREC_GRID
+            yield self._tuned("SASRec", plain, grid, workers)[0]
+        teachers: list[tuple[TeacherTraining, dict[str, Any]]] = []
         if wanted & {"teacher", "distilled"}:
-            arm, teachers = self._taught("teacher", base)
+            free = replace(base, repeats=self.plan.repeats)
+            arm, teachers = self._tuned("teacher", free, _GRID, workers)
             yield arm
+        seeds = self.plan.seeds
         if "student" in wanted:
-            runs = [self._student(seed, None) for seed in self.plan.seeds]
-            yield Arm("student", runs, {})
+            jobs = [(seed, None) for seed in seeds]
+            yield Arm("student", workers.all("taught_student", jobs), {})
         if "distilled" in wanted:
-            pairs = zip(self.plan.seeds, teachers, strict=True)
-            runs = [self._student(seed, teacher) for seed, teacher in pairs]
+            runs = workers.all("taught_student", zip(seeds, teachers, strict=True))
             yield Arm("distilled", runs, asdict(self.plan.distillation))
 
-    def _taught(self, name: str, base: TeacherTraining) -> tuple[Arm, list[Teacher]]:
+    def _tuned(
+        self,
+        name: str,
+        base: TeacherTraining,
+        grid: dict[str, tuple[Any, ...]],
+        workers: _Workers,
+    ) -> tuple[Arm, list[tuple[TeacherTraining, dict[str, Any]]]]:
         """Return an arm of the teacher's loop, tuned with the first seed, and its models."""
-        tried = [base, *_drawn(base, self.plan.tries - 1, self.plan.seeds[0])]
-        models, worth = [], []
-        for config in tried:
-            models.append(self._train(name, config, self.plan.seeds[0]))
-            worth.append(self._worth(self._score(models[-1])) if len(tried) > 1 else 0.0)
-        best = int(np.argmax(worth))
-        chosen = [models[best]]
-        chosen += [self._train(name, tried[best], seed) for seed in self.plan.seeds[1:]]
-        runs = [answers(self._score(model), self.test) for model in chosen]
-        return Arm(name, runs, _settings(tried[best])), chosen
+        first, *others = self.plan.seeds
+        tried = [base, *_drawn(base, grid, self.plan.tries - 1, first)]
+        found = workers.all("taught", [(name, config, first) for config in tried])
+        best = int(np.argmax([one.worth for one in found]))
+        chosen = [found[best]]
+        chosen += workers.all("taught", [(name, tried[best], seed) for seed in others])
+        arm = Arm(name, [one.answers for one in chosen], _settings(tried[best]))
+        return arm, [(tried[best], one.weights) for one in chosen]
 
-    def _train(self, name: str, config: TeacherTraining, seed: int) -> Teacher:
-        config = replace(config, epochs=self.plan.epochs)
-        return train_teacher(
+    def taught(self, name: str, config: TeacherTraining, seed: int) -> _Taught:
+        """Train one network of the teacher's loop."""
+        teacher = train_teacher(
             self.split.histories,
             self.vectors,
             self.split.cuts,
@@ -183,20 +256,31 @@ class _Bench:
                 f"loss {at.loss:.3f}, validation NDCG@10 {at.ndcg:.4f}"
             ),
         ).teacher
+        score = self._score(teacher)
+        return _Taught(self._worth(score), answers(score, self.test), weights_of(teacher))
 
-    def _student(self, seed: int, teacher: Teacher | None) -> Answers:
-        split, name = self.split, "student" if teacher is None else "distilled student"
+    def taught_student(
+        self, seed: int, taught: tuple[TeacherTraining, dict[str, Any]] | None
+    ) -> Answers:
+        """Train one student, by itself or with a teacher."""
+        split, name = self.split, "student" if taught is None else "distilled student"
         known = popularity(split.histories, self.n_items, until_s=split.cuts[0])
-        guide = None
-        if teacher is not None:
+        guide: Guide | None = None
+        if taught is not None:
+            training, weights = taught
+            teacher = teacher_of(training.teacher, self.n_items, weights)
             guide = TeacherGuide(
                 teacher,
                 self.vectors,
                 np.flatnonzero(known),
                 config=self.plan.distillation,
                 seed=seed,
+                repeats=training.repeats,
             )
+            if self.plan.labels is not None:
+                guide = LabelledGuide(guide, self.plan.labels)
         config = TrainConfig(epochs=self.plan.epochs, validation=split.validation, test=split.test)
+        config = config if self.plan.repeats else config.once()
         with TemporaryDirectory() as folder:
             path = Path(folder) / "student.pfm"
             train_student(
@@ -234,12 +318,15 @@ class _Bench:
         return float(values(rank)[CHOSEN_BY].mean())
 
 
-def _drawn(base: TeacherTraining, n: int, seed: int) -> Iterator[TeacherTraining]:
-    """Yield n settings from the grid, without repeats."""
-    every = [dict(zip(_GRID, own, strict=True)) for own in product(*_GRID.values())]
+def _drawn(
+    base: TeacherTraining, grid: dict[str, tuple[Any, ...]], n: int, seed: int
+) -> Iterator[TeacherTraining]:
+    """Yield n settings from the grid, each once."""
+    every = [dict(zip(grid, own, strict=True)) for own in product(*grid.values())]
     for place in np.random.default_rng(seed).permutation(len(every))[: max(0, n)].tolist():
         own = dict(every[place])
         inside = {name: own.pop(name) for name in ("dropout", "layers")}
+        own["epochs"] = min(own["epochs"], base.epochs)
         yield replace(base, teacher=replace(base.teacher, **inside), **own)
 
 
@@ -252,7 +339,9 @@ def _settings(config: TeacherTraining) -> dict[str, Any]:
         "dropout": chosen.dropout,
         "learning_rate": config.learning_rate,
         "weight_decay": config.weight_decay,
+        "epochs": config.epochs,
         "loss": config.loss,
+        "had_is_wrong": config.repeats,
     }
 
 

@@ -33,6 +33,7 @@ from flows.supervisor import NO_RESTART, NO_TOPIC, TOPICS_CHANGED
 from flows.tables import Tables, followed
 from models.encoders import EncoderError
 from models.fusion import FusionFileError, FusionMismatchError
+from models.value import ValueFileError
 from operators.archive_names import ArchiveError, ArchiveUnusable
 from operators.buffered_store import BufferedStore
 from operators.feature_store import RedisStore, connector
@@ -44,6 +45,7 @@ from operators.kafka_transactions import Fenced
 from operators.kafka_watch import TopicWatch
 from operators.lineage import CheckpointError, owner_of
 from operators.lineage import Fenced as StateFenced
+from operators.policy_table import PolicyError
 
 log = logging.getLogger("pushflow")
 
@@ -101,6 +103,8 @@ _EXIT_CODES: dict[type[Exception], int] = {
     EncoderError: NO_RESTART,
     FusionFileError: NO_RESTART,
     FusionMismatchError: NO_RESTART,
+    ValueFileError: NO_RESTART,
+    PolicyError: NO_RESTART,
     Fenced: NO_RESTART,  # by its successor: starting again, the two would take turns for ever
     ArchiveUnusable: NO_RESTART,
     ArchiveError: 1,

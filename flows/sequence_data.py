@@ -13,7 +13,7 @@ from flows.recorded import Recording, movielens, retail
 from flows.sequences import read_sequences
 from flows.training import from_events, recorded_events, recorded_items
 from models.dataset import Histories
-from models.splits import Split, by_time, leave_one_out
+from models.splits import Split, by_time, leave_one_out, rolling
 
 Cut = Literal["time", "leave-one-out"]
 Known = tuple[Histories, list[str], list[str]]
@@ -43,6 +43,21 @@ def cut(histories: Histories, how: Cut) -> Split:
     if how == "time":
         return by_time(histories, validation=VALIDATION, test=TEST)
     return leave_one_out(histories)
+
+
+def cuts(histories: Histories, how: Cut, folds: int) -> list[Split]:
+    """Return the splits of folds, oldest first; without folds the one of `cut`.
+
+    Raises
+    ------
+    ValueError
+        If folds are asked of what is not cut by time, or leave nothing to train on.
+    """
+    if folds == 1:
+        return [cut(histories, how)]
+    if how != "time":
+        raise ValueError("folds roll through time: they need --split time")
+    return rolling(histories, folds, validation=VALIDATION, test=TEST)
 
 
 def _recording(kind: str, path: Path) -> Recording:

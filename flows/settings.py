@@ -12,7 +12,7 @@ environment. `pushflow config` prints the result without secrets.
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import (
@@ -120,16 +120,56 @@ class Triggers(BaseModel):
     )
 
 
+PolicyName = Literal[
+    "uniform",
+    "popularity",
+    "greedy",
+    "epsilon_greedy",
+    "softmax",
+    "squarecb",
+    "linucb",
+    "thompson",
+    "logistic_ucb",
+    "logistic_thompson",
+    "neural_linear",
+]
+
+
 class Ranking(BaseModel):
     """Candidates and the policy."""
 
     candidates: int = Field(100, ge=1, le=100)
     action_set: int = Field(20, ge=1, le=100, description="arms that the policy chooses among")
-    policy: str = "squarecb"
+    policy: PolicyName = Field(
+        "squarecb",
+        description="uniform; popularity; greedy; epsilon_greedy; softmax, by exp(value); squarecb,"
+        " the less the further behind the best; linucb, logistic_ucb: the highest that a value may"
+        " be; thompson, logistic_thompson, neural_linear: how likely it is the best",
+    )
+    apprentice: PolicyName | Literal[""] = Field(
+        "", description="a policy that only logs what it would do; see pushflow experiment"
+    )
+    apprentice_share: float = Field(1.0, ge=0, le=1, description="of triggers that it is asked at")
     gamma: float = Field(
-        2_000.0, gt=0, description="SquareCB at 1,000 rewards, grows with their root: explores less"
+        2_000.0, gt=0, description="squarecb at 1,000 rewards, grows with their root: explores less"
+    )
+    epsilon: float = Field(0.1, ge=0, le=1, description="epsilon_greedy: share of any arm alike")
+    temperature: float = Field(
+        0.02, gt=0, description="softmax: so much more value has 2.7 times the probability"
+    )
+    width: float = Field(
+        0.3,
+        ge=0,
+        description="ucb and thompson ones: a reward's deviation; logistic ones: 1 or less",
+    )
+    draws: int = Field(
+        256, ge=2, le=4_096, multiple_of=2, description="thompson ones: more are more exact"
     )
     floor: float = Field(0.002, ge=0, lt=0.05, description="least propensity of an arm")
+    value_path: str = Field(
+        "",
+        description="file of pushflow train value: what holding is worth in the long run; none: 0",
+    )
     top_explanations: int = Field(5, ge=0)
     frozen: bool = Field(False, description="keep the tables as they were read at the start")
 
@@ -189,15 +229,41 @@ class Candidates(BaseModel):
     )
 
 
+class Credit(BaseModel):
+    """How long after sending an outcome counts, seconds; `window_seconds` at least."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    opened: int = Field(43_200, ge=1, le=2_419_200)
+    clicked: int = Field(43_200, ge=1, le=2_419_200)
+    converted: int = Field(43_200, ge=1, le=2_419_200)
+    dismissed: int = Field(43_200, ge=1, le=2_419_200)
+    opted_out: int = Field(259_200, ge=1, le=2_419_200, description="a push is kept that long")
+
+
 class Rewards(BaseModel):
     """What an outcome is worth, and for how long it may credit a decision."""
 
     opened: float = 1.0
+    clicked: float = Field(0.5, description="beside what opening is worth")
     converted: float = 1.0
     dismissed: float = -0.3
     opted_out: float = -5.0
     no_response: float = -0.05  # a push costs attention
-    window_seconds: int = Field(14_400, ge=1)
+    conversion_value: float = Field(
+        0.0, ge=0, description="added to `converted` for each unit of a conversion's value"
+    )
+    conversion_max: float = Field(5.0, ge=0, description="the most that a conversion is worth then")
+    window_seconds: int = Field(14_400, ge=1, description="from sending to when silence counts")
+    credit_seconds: Credit = Credit()
+    estimate_delays: bool = Field(
+        True, description="silence counts at the mean delay of responses, not at the window's end"
+    )
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Return what a push earns that nobody answers, and one that is opened."""
+        return self.no_response, self.opened
 
 
 class Learning(BaseModel):
@@ -205,6 +271,27 @@ class Learning(BaseModel):
 
     publish_ms: int = Field(500, ge=10, description="at most this long between publications")
     prior_precision: float = Field(1.0, gt=0)
+    half_life_days: float = Field(
+        0.0, ge=0, description="a push older by this teaches half as much; 0: all alike, for ever"
+    )
+    drift_keeps: int = Field(
+        100,
+        ge=0,
+        description="rewards that what a shard knows counts for once its errors have drifted;"
+        " 0: drift is told of and changes nothing",
+    )
+    separate_arms: bool = Field(
+        False,
+        description="an experiment arm learns from its own pushes alone; `learn` and `decide`",
+    )
+
+
+class Experiments(BaseModel):
+    """How users are split, beside what each campaign says."""
+
+    holdout_salt: str = Field(
+        "pushflow", max_length=256, description="of all holdouts: a change draws others, for ever"
+    )
 
 
 class Catalog(BaseModel):
@@ -308,6 +395,7 @@ class Settings(BaseSettings):
     candidates: Candidates = Candidates()
     rewards: Rewards = Rewards()
     learning: Learning = Learning()
+    experiments: Experiments = Experiments()
     catalog: Catalog = Catalog()
     models: Models = Models()
     archive: Archive = Archive()

@@ -106,12 +106,15 @@ def redis_server(work: Path) -> Iterator[str]:
         server.shutdown(nosave=True)
 
 
-def flow_settings(client: Mapping[str, str], redis_url: str, work: Path) -> dict[str, str]:
+def flow_settings(
+    client: Mapping[str, str], redis_url: str, work: Path, policy: str
+) -> dict[str, str]:
     """Return the settings of both flows as variables; all else has its default."""
     return {
         **kafka_variables(client),
         "PUSHFLOW_REDIS__URL": redis_url,
         "PUSHFLOW_STATE__DIRECTORY": str(work / "state"),
+        "PUSHFLOW_RANKING__POLICY": policy,
         "OMP_NUM_THREADS": "1",
     }
 
@@ -156,7 +159,7 @@ class Stage:
         self.training_s = time.monotonic() - began
         self.outlet = Outlet(broker.client)
         publish(self.outlet, self._world, card)
-        values = flow_settings(broker.client, redis_url, self._work)
+        values = flow_settings(broker.client, redis_url, self._work, self._plan.policy)
         for name in ("decide", "learn"):
             self._children.append(FlowProcess(name, values, self._work))
         for child in self._children:

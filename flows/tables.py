@@ -15,7 +15,10 @@ from typing import Any
 
 from flows.model_news import ModelNews, sender
 from flows.settings import Settings
+from models.log_odds import Scale
 from models.merging import learned_factors
+from models.policies import KINDS, LOGISTIC
+from models.value import ValueFunction
 from operators import metrics
 from operators.campaigns import CampaignTable, load_yaml
 from operators.candidates import CandidateGenerator
@@ -53,6 +56,25 @@ def _by_urgency(names: list[str]) -> list[list[str]]:
     return [[n for n in names if n not in _BULKY], [n for n in names if n in _BULKY]]
 
 
+def threshold(settings: Settings) -> dict[str, float]:
+    """Return what doing nothing is worth to a logistic policy, as a setting of policies."""
+    if KINDS[settings.ranking.policy].learner != LOGISTIC:
+        return {}
+    return {"threshold": Scale(*settings.rewards.scale).threshold}
+
+
+def value_function(settings: Settings) -> ValueFunction | None:
+    """Return what says what holding is worth, None where no file is set.
+
+    Raises
+    ------
+    models.value.ValueFileError
+        If the file cannot be used.
+    """
+    path = settings.ranking.value_path
+    return ValueFunction.load(Path(path)) if path else None
+
+
 class Tables:
     """Everything that `decide` knows of the world apart from users.
 
@@ -68,11 +90,23 @@ class Tables:
         ranking = settings.ranking
         self.catalogue = Catalogue()
         self.vectors = VectorTable(self.catalogue)
-        self.campaigns = CampaignTable(validate=validate_templates)
+        self.campaigns = CampaignTable(
+            validate=validate_templates, holdout_salt=settings.experiments.holdout_salt
+        )
         self.policies = PolicyTable(
-            gamma=ranking.gamma,
-            floor=ranking.floor,
             prior_precision=settings.learning.prior_precision,
+            policy=ranking.policy,
+            apprentice=ranking.apprentice,
+            separate_arms=settings.learning.separate_arms,
+            floor=ranking.floor,
+            gamma=ranking.gamma,
+            epsilon=ranking.epsilon,
+            temperature=ranking.temperature,
+            width=ranking.width,
+            draws=ranking.draws,
+            value=value_function(settings),
+            scale=Scale(*settings.rewards.scale),
+            **threshold(settings),
         )
         self.models = ModelTable(self.catalogue, max_slowdown=settings.models.max_slowdown)
         candidates = settings.candidates
@@ -168,7 +202,8 @@ class Tables:
             log.info("items are searched by the vectors of %s now", self.catalogue.encoder)
         self.catalogue.refresh()
         self.models.follow()
-        if self.policies.refresh() and self._is_learned:
+        is_known = self.policies.refresh() and self.policies.is_in_rewards
+        if is_known and self._is_learned:
             factors = learned_factors(self.policies.mean, self.policies.n_rewards)
             self.generator.weigh(factors)
         metrics.TABLE_ROWS.labels("push.items.v1").set(len(self.catalogue))

@@ -5,7 +5,7 @@ Owns    what a person sees while it runs; the work is in `models.teacher_trainin
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -35,6 +35,10 @@ Checkpoint = Annotated[
 Hidden = Annotated[int, typer.Option(min=8, help="Columns inside the backbone.")]
 Heads = Annotated[int, typer.Option(min=1, help="Of each layer.")]
 Losses = Annotated[Loss, typer.Option("--loss", help="What the next item is learned by.")]
+Sharded = Annotated[bool, typer.Option(help="Of several processes: FSDP, in place of DDP.")]
+Accumulate = Annotated[int, typer.Option(min=1, help="Parts in which a process takes a batch.")]
+LogTo = Annotated[str, typer.Option("--log", help="tensorboard:FOLDER or mlflow:URI.")]
+Repeats = Annotated[bool, typer.Option(help="Items may be had again: --no-repeats of films.")]
 Epochs = Annotated[int, typer.Option(min=1, help="At most; training stops when it has enough.")]
 Seed = Annotated[int, typer.Option(help="Of weights and the order of batches.")]
 
@@ -56,6 +60,10 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         epochs: Epochs = 16,
         split: Cutting = None,
         titles: Titles = None,
+        repeats: Repeats = True,
+        sharded: Sharded = False,
+        accumulate: Accumulate = 1,
+        log: LogTo = "",
         seed: Seed = 1,
     ) -> None:
         """Train the teacher: a transformer of any size over item vectors.
@@ -66,18 +74,26 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
 
         Sequences are lines of `user item item ...`, oldest first. It trains on what is before
         the validation and stops by it; `pushflow evaluate models` says what it is worth beside
-        simpler models, on the test that neither has seen. It runs on a GPU where there is one.
+        simpler models, on the test that neither has seen. It runs on a GPU where there is one,
+        in bfloat16 if that can.
+
+        torchrun --nproc-per-node 2 --no-python pushflow train teacher movielens ...
+
+        trains on several GPUs, or processes of one CPU: each takes a part of each batch, and with
+        --sharded a part of the weights too.
 
         A folder of a pre-trained model is read from the disk alone, by transformers; its sizes
         are its own, and --hidden, --layers and --heads are not read.
         """
         try:
             from flows import sequence_data as data
+            from models.parallel import joined
             from models.teacher import TeacherConfig
             from models.teacher_file import save_teacher
             from models.teacher_training import CheckpointError, TeacherTraining, train_teacher
             from models.text import encode_texts
             from models.train import Progress as At
+            from models.training_log import opened
         except ImportError as error:
             fail(f"{error}. Training needs more packages: pip install 'pushflow[train]'")
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -86,13 +102,25 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
                 backbone=backbone, hidden=hidden, layers=layers, heads=heads,
                 feed_forward=4 * hidden,
             )  # fmt: skip
-            config = replace(TeacherTraining(teacher=sizes), loss=loss.value, epochs=epochs)
-            with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+            config = replace(
+                TeacherTraining(teacher=sizes, epochs=epochs, repeats=repeats),
+                loss=loss.value,
+                sharded=sharded,
+                accumulate=accumulate,
+            )
+            with (
+                joined() as group,
+                Progress(
+                    *columns, TimeRemainingColumn(), console=console, disable=not group.is_first
+                ) as progress,
+                opened(log if group.is_first else "", asdict(config)) as write,
+            ):
                 task = progress.add_task("reading", total=None)
 
                 def show(at: At) -> None:
                     text = f"epoch {at.epoch}, loss {at.loss:.3f}, validation {at.ndcg:.4f}"
                     progress.update(task, description=text, completed=at.done, total=at.total)
+                    write(at)
 
                 histories, item_ids, texts = data.read(
                     kind.value,
@@ -110,8 +138,10 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
                     checkpoint=checkpoint,
                     on_progress=show,
                 )
-        except (ValueError, CheckpointError) as error:
+        except (ValueError, CheckpointError, ImportError) as error:
             fail(str(error))
+        if not group.is_first:
+            return
         n_weights = sum(weights.numel() for weights in taught.teacher.parameters())
         version = save_teacher(out, taught.teacher, item_ids, taught.metrics)
         console.print(

@@ -6,7 +6,7 @@ Owns    the parity of training and serving: a user's state is kept by `operators
         so features are as of each event, never from the future.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,25 @@ def from_events(
             on_progress(n_read)
     on_progress(n_read)
     return builder.build()
+
+
+def of_items(
+    events: Iterable[Event],
+    items: Iterable[Item],
+    rules: TriggerRules,
+    item_ids: Sequence[str],
+) -> tuple[Histories, list[str]]:
+    """Return histories of these items alone, in their order, and the items' texts.
+
+    An item that is not there any more has no text.
+    """
+    row_of = {item_id: row for row, item_id in enumerate(item_ids, start=1)}
+    known = (item for item in items if item.item_id in row_of)
+    histories, found, texts = from_events(events, known, rules)
+    rows = np.array([0, *(row_of[item_id] for item_id in found)], np.int64)
+    text_of = dict(zip(found, texts, strict=True))
+    ordered = histories._replace(rows=rows[histories.rows])
+    return ordered, [text_of.get(item_id, "") for item_id in item_ids]
 
 
 def recorded_events(recording: Recording, until: str | None = None) -> Iterator[Event]:

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from flows.settings import Rewards, Settings
+from flows.learn import reward_rules
+from flows.settings import Settings
 from models.rollout import is_in_share, rank_correlation
 from models.trial_verdict import (
     Check,
@@ -27,7 +28,8 @@ from models.trial_verdict import (
 )
 from operators.attribution import UNDELIVERED
 from operators.kafka_tables import Reader
-from operators.messages import NONE_ARM, Feedback, ModelTrial, Trial
+from operators.messages import NONE_ARM, CampaignRewards, Feedback, ModelTrial, Trial
+from operators.rewards import OUTCOMES, RewardRules
 
 DECISIONS: Final = "push.decisions.v1"
 FEEDBACK: Final = "push.feedback.v1"
@@ -48,6 +50,7 @@ class _Learning(msgspec.Struct, frozen=True, gc=False):
     chosen: int
     reward_deadline: int
     trial: Trial | None = None
+    rewards: CampaignRewards | None = None
 
 
 class _Delivery(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +80,9 @@ class _Push(NamedTuple):
     served_weight: float = 0.0
     weight: float = 0.0
     correlation: float = 0.0
+    # Of what it earns:
+    value: float = 0.0
+    rewards: CampaignRewards | None = None
 
 
 class Evidence:
@@ -86,19 +92,13 @@ class Evidence:
     ----------
     trial
         What is judged.
-    worth
-        Reward of each outcome.
+    rules
+        What outcomes are worth.
     """
 
-    def __init__(self, trial: ModelTrial, worth: Rewards) -> None:
+    def __init__(self, trial: ModelTrial, rules: RewardRules) -> None:
         self._trial = trial
-        self._worth = {
-            "opened": worth.opened,
-            "converted": worth.converted,
-            "dismissed": worth.dismissed,
-            "opted_out": worth.opted_out,
-        }
-        self._no_response = worth.no_response
+        self._rules = rules
         self._pushes: dict[str, _Push] = {}
         self._types: dict[str, set[str]] = {}
         self._newest_ms = 0
@@ -115,7 +115,7 @@ class Evidence:
             return
         push = self._shadowed(decided) if self._trial.stage == "shadow" else self._split(decided)
         if push is not None and len(self._pushes) < _MOST:
-            self._pushes[decided.decision_id] = push
+            self._pushes[decided.decision_id] = push._replace(rewards=learning.rewards)
 
     def on_feedback(self, value: bytes) -> None:
         """Take feedback as it stands in the topic, after all decisions."""
@@ -123,11 +123,14 @@ class Evidence:
         self._newest_ms = max(self._newest_ms, feedback.time_ms)
         if feedback.decision_id in self._pushes:
             self._types.setdefault(feedback.decision_id, set()).add(feedback.type)
+            if feedback.type == "converted" and feedback.value is not None:
+                push = self._pushes[feedback.decision_id]
+                self._pushes[feedback.decision_id] = push._replace(value=feedback.value)
 
     def shadowed(self) -> Shadowed:
         """Return the pushes that the model on trial scored in the shadow."""
         kept = list(self._answered())
-        columns = np.array([push[4:] for push, _ in kept], np.float64).reshape(-1, 4).T
+        columns = np.array([push[4:8] for push, _ in kept], np.float64).reshape(-1, 4).T
         return Shadowed(self._arrays(kept), *columns)
 
     def split(self) -> tuple[Pushes, Pushes]:
@@ -176,7 +179,7 @@ class Evidence:
         """Yield the decisions whose window has closed, with what came of them."""
         for decision_id, push in self._pushes.items():
             types = self._types.get(decision_id, set())
-            is_undelivered = not self._worth.keys() & types and types & UNDELIVERED
+            is_undelivered = types.isdisjoint(OUTCOMES) and types & UNDELIVERED
             if push.deadline_ms <= self._newest_ms and not is_undelivered:
                 yield push, types
 
@@ -184,7 +187,8 @@ class Evidence:
         numbers: dict[str, int] = {}
         users = [numbers.setdefault(push.user_id, len(numbers)) for push, _ in kept]
         scores = np.array([push.score for push, _ in kept], np.float64)
-        rewards = np.array([self._reward(types) for _, types in kept], np.float64)
+        worth = self._rules.worth
+        rewards = np.array([worth(types, p.value, p.rewards) for p, types in kept], np.float64)
         return Pushes(
             users=np.array(users, np.int64),
             rewards=np.where(np.isnan(scores), 0.0, rewards),
@@ -192,14 +196,10 @@ class Evidence:
             scores=scores,
         )
 
-    def _reward(self, types: set[str]) -> float:
-        worth = [value for kind, value in self._worth.items() if kind in types]
-        return sum(worth) if worth else self._no_response
-
 
 def judge_pushes(settings: Settings, trial: ModelTrial) -> list[Check]:
     """Read what the trial's stage has decided so far, and hold the model to the guard."""
-    evidence = Evidence(trial, settings.rewards)
+    evidence = Evidence(trial, reward_rules(settings))
     for name, take in ((DECISIONS, evidence.on_decision), (FEEDBACK, evidence.on_feedback)):
         for value in _values(settings, name, trial.begins.get(name, [])):
             try:

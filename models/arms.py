@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from models.features import COLUMN
@@ -42,6 +43,7 @@ SOURCES: Final = (
     "campaign",
     "explore",
 )
+N_CAMPAIGNS: Final = 4  # two campaigns may share a column: they then differ by their triggers alone
 PUSH_HOURS_CAP: Final = 168.0  # a week: longer ago is the same as never
 FRESH_DAYS: Final = 7.0
 LIMIT: Final = 8.0  # no column leaves [-8, 8]: one absurd value must not own the regression
@@ -67,6 +69,7 @@ POLICY_CONTEXT: Final = (
     "pushes_7d",
     "push_pause",  # log hours since the last push, 0 just now, 1 a week ago or never
     *(f"trigger_{name}" for name in TRIGGERS),
+    *(f"campaign_{number}" for number in range(N_CAMPAIGNS)),  # 1 in the campaign's, by hash
 )
 ARM: Final = (
     "score_z",  # the student's score, z-scored within the set
@@ -104,6 +107,9 @@ CROSSES: Final = (  # (column of ARM, column of POLICY_CONTEXT)
     ("purchase_rate", "trigger_cart_left"),
 )
 DESIGN: Final = ("bias", *POLICY_CONTEXT, *ARM, *(f"{arm} x {context}" for arm, context in CROSSES))
+# Beside them where the policy asks for the student's vectors: see `models.neural_linear`.
+N_NEURAL: Final = 16
+NEURAL: Final = tuple(f"neural_{number}" for number in range(N_NEURAL))
 N_POLICY_CONTEXT: Final = len(POLICY_CONTEXT)
 N_ARM: Final = len(ARM)
 D: Final = len(DESIGN)
@@ -124,6 +130,7 @@ SOURCE_CODE: Final = {name: code for code, name in enumerate(SOURCES)}
 _SOURCE_CODES = np.arange(len(SOURCES))
 _RANK_WORTH = 1 / np.log2(2 + np.arange(1_000))  # by place; a set is far smaller
 _NO_TRIGGER = [0.0] * len(TRIGGERS)
+_CAMPAIGN_ROWS: Final[list[list[float]]] = np.eye(N_CAMPAIGNS).tolist()
 
 _TIME_COLUMNS = tuple(COLUMN[n] for n in ("hour_sin", "hour_cos", "weekday_sin", "weekday_cos"))
 _COUNT_COLUMNS = tuple(
@@ -138,6 +145,8 @@ def policy_context(
     hours_since_push: float,
     pushes_1d: int,
     pushes_7d: int,
+    *,
+    campaign_id: str = "",
 ) -> NDArray[np.float64]:
     """Return the columns that all arms of one trigger share.
 
@@ -151,6 +160,8 @@ def policy_context(
         Since the last push to this user, hours, >= 0; infinity for never.
     pushes_1d, pushes_7d
         Pushes to this user in the last 24 hours and 7 days.
+    campaign_id
+        Hashed into one of `N_CAMPAIGNS` columns; "" has zeros in all of them.
 
     Returns
     -------
@@ -160,7 +171,8 @@ def policy_context(
     --------
     >>> from models.features import N_CONTEXT
     >>> row = policy_context([0.0] * N_CONTEXT, "idle", float("inf"), 0, 0)
-    >>> row.shape == (len(POLICY_CONTEXT),), float(row[-3]), float(row[-7])
+    >>> columns = dict(zip(POLICY_CONTEXT, row.tolist(), strict=True))
+    >>> row.shape == (len(POLICY_CONTEXT),), columns["trigger_idle"], columns["push_pause"]
     (True, 1.0, 1.0)
     """
     counts = [float(raw_context[i]) for i in _COUNT_COLUMNS]
@@ -170,6 +182,7 @@ def policy_context(
         *(math.log1p(max(count, 0.0)) / 3 for count in (*counts, pushes_1d, pushes_7d)),
         pause / math.log1p(PUSH_HOURS_CAP),
         *_TRIGGER_ROW.get(trigger_type, _NO_TRIGGER),
+        *_campaign_row(campaign_id),
     ]
     return _rounded(np.array(values))
 
@@ -286,11 +299,13 @@ def design(context: ArrayLike, arms: ArrayLike) -> NDArray[np.float64]:
     context
         Shape (len(POLICY_CONTEXT),): an array of `policy_context`, or as a decision logged it.
     arms
-        Shape (K, len(ARM)): an array of `with_fatigue`, or the logged features of K actions.
+        Shape (K, len(ARM)): an array of `with_fatigue`, or the logged features of K actions. With
+        `N_NEURAL` more columns these come last, as they are.
 
     Returns
     -------
-    float64, shape (K, D). A row depends on its own arm and the context alone, to the last bit.
+    float64, shape (K, D), or (K, D + N_NEURAL). A row depends on its own arm and the context
+    alone, to the last bit.
 
     Raises
     ------
@@ -299,13 +314,15 @@ def design(context: ArrayLike, arms: ArrayLike) -> NDArray[np.float64]:
     """
     shared = np.round(np.asarray(context, np.float64), DECIMALS)  # (d_c,)
     own = np.round(np.asarray(arms, np.float64), DECIMALS)  # (K, d_a)
-    if shared.shape != (N_POLICY_CONTEXT,) or own.ndim != 2 or own.shape[1] != N_ARM:
+    is_own = own.ndim == 2 and own.shape[1] in (N_ARM, N_ARM + N_NEURAL)
+    if shared.shape != (N_POLICY_CONTEXT,) or not is_own:
         raise ValueError(f"columns of another policy spec: {shared.shape}, {own.shape}")
-    x = np.empty((len(own), D))  # (K, D)
+    x = np.empty((len(own), D + own.shape[1] - N_ARM))  # (K, D)
     x[:, 0] = 1.0
     x[:, 1:_ARMS_FROM] = shared
-    x[:, _ARMS_FROM:_CROSSES_FROM] = own
-    np.multiply(own.take(_CROSS_ARM, 1), shared.take(_CROSS_CONTEXT), out=x[:, _CROSSES_FROM:])
+    x[:, _ARMS_FROM:_CROSSES_FROM] = own[:, :N_ARM]
+    x[:, D:] = own[:, N_ARM:]
+    np.multiply(own.take(_CROSS_ARM, 1), shared.take(_CROSS_CONTEXT), out=x[:, _CROSSES_FROM:D])
     return x
 
 
@@ -319,16 +336,31 @@ def loggable(columns: ArrayLike) -> list[Any]:
     return values
 
 
-def policy_spec_hash() -> str:
+def design_names(*, is_neural: bool = False) -> tuple[str, ...]:
+    """Return the names of `design`'s columns.
+
+    >>> len(design_names()) == D, len(design_names(is_neural=True)) - D
+    (True, 16)
+    """
+    return DESIGN + NEURAL if is_neural else DESIGN
+
+
+def policy_spec_hash(*, is_neural: bool = False) -> str:
     """Return 16 hex digits that change with any name, order, scale or cross above.
 
-    >>> len(policy_spec_hash())
-    16
+    >>> len(policy_spec_hash()), policy_spec_hash() == policy_spec_hash(is_neural=True)
+    (16, False)
     """
     scales = (DECIMALS, PUSH_HOURS_CAP, FRESH_DAYS, LIMIT, RATE_CAP)
     priors = (CLICK_PRIOR, PURCHASE_PRIOR, OPEN_PRIOR, FAVORITE_PRIOR)
-    spec = repr((DESIGN, TRIGGERS, SOURCES, scales, priors))
+    spec = repr((design_names(is_neural=is_neural), TRIGGERS, SOURCES, scales, priors))
     return hashlib.blake2b(spec.encode(), digest_size=8).hexdigest()
+
+
+def _campaign_row(campaign_id: str) -> list[float]:
+    if not campaign_id:
+        return [0.0] * N_CAMPAIGNS
+    return _CAMPAIGN_ROWS[xxhash.xxh3_64_intdigest(campaign_id.encode()) % N_CAMPAIGNS]
 
 
 def _floats(values: ArrayLike) -> NDArray[np.float64]:

@@ -135,6 +135,24 @@ def novelty(lists: Rows, k: int, n_users_of: NDArray[np.integer], n_users: int) 
     return float(bits.mean())
 
 
+def diversity(lists: Rows, k: int, vectors: NDArray[np.floating]) -> float:
+    """Return how unlike each other the first k are: the mean of 1 - cosine over pairs and lists.
+
+    Lists of fewer than two items say nothing. `vectors` stand below a row of zeros, (N + 1, D).
+
+    >>> vectors = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
+    >>> diversity(np.array([[1, 2], [1, 3], [2, 0]]), 2, vectors)
+    0.5
+    """
+    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    own = (vectors / lengths)[lists[:, :k]]  # (P, k, D)
+    n = np.count_nonzero(lists[:, :k], axis=1)
+    pairs = (n * (n - 1))[n > 1]
+    # The squared sum of unit vectors counts each pair twice, and each vector with itself.
+    alike = (own.sum(axis=1) ** 2).sum(axis=1) - (own**2).sum(axis=(1, 2))
+    return float(np.mean(1 - alike[n > 1] / pairs)) if len(pairs) else 0.0
+
+
 class Resampling:
     """Intervals by the bootstrap, over users: cases of one user are not independent.
 

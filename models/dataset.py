@@ -134,28 +134,101 @@ def popularity(histories: Histories, n_items: int, *, until_s: int) -> NDArray[n
 
 
 def targets_between(
-    histories: Histories, since_s: int, until_s: int | None, *, limit: int
+    histories: Histories,
+    since_s: int,
+    until_s: int | None,
+    *,
+    limit: int,
+    repeats: bool = True,
 ) -> NDArray[np.int64]:
     """Return events to predict in [since_s, until_s), at most `limit`, evenly strided.
 
-    An event that repeats the item just before it is no example: it is the same intent.
+    An event that repeats the item just before it is no example: it is the same intent. Without
+    `repeats` neither is an event of an item that its user had before.
     """
     is_target = (histories.time_s >= since_s) & (TARGET_WEIGHT[histories.types] > 0)
     if until_s is not None:
         is_target &= histories.time_s < until_s
     is_target &= ~_is_repeat(histories)
+    if not repeats:
+        is_target &= ~is_had(histories)
     events = np.flatnonzero(is_target)
     if len(events) > limit:
         events = events[np.linspace(0, len(events) - 1, limit).astype(np.int64)]
     return events
 
 
+def is_had(histories: Histories) -> NDArray[np.bool_]:
+    """Return whether the user had an event's item before, shape (E,)."""
+    users = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offsets))
+    pairs = np.stack((users, histories.rows), axis=1)
+    _, first = np.unique(pairs, axis=0, return_index=True)
+    found = np.ones(len(users), np.bool_)
+    found[first] = False
+    return found
+
+
+def had_before(batch: Windows) -> NDArray[np.bool_]:
+    """Return whether the window holds a target up to its position, shape (B, T)."""
+    length = batch.rows.shape[1]
+    is_same = batch.rows[:, None, :] == batch.targets[:, :, None]  # (B, T, T)
+    is_past = np.tri(length, dtype=np.bool_)  # (T, T)
+    found: NDArray[np.bool_] = (is_same & is_past).any(axis=2)
+    return found
+
+
+def pasts_of(rows: NDArray[np.int64], asked: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the rows of each asked position's window up to it, else 0, shape (E, T).
+
+    >>> pasts_of(np.array([[0, 4, 7]]), np.array([[False, True, True]])).tolist()
+    [[0, 4, 0], [0, 4, 7]]
+    """
+    which, at = np.nonzero(asked)
+    return np.where(np.arange(rows.shape[1]) <= at[:, None], rows[which], 0)
+
+
 def requests_at(histories: Histories, events: NDArray[np.int64]) -> Requests:
     """Return what is asked at the moment of each target event, from the user's events before it."""
     index, is_past = _window(histories, events)
+    return _requests(histories, index, is_past, histories.time_s[events], histories.rows[events])
+
+
+def requests_when(
+    histories: Histories, user_ids: Sequence[str], time_s: NDArray[np.int64]
+) -> Requests:
+    """Return what is asked of users at given seconds, from their events before them.
+
+    Targets are 0; of a user who did nothing before, or is not known, so is all.
+
+    >>> h = build_histories(["a", "a"], ["x", "y"], [1, 1], [10, 20], item_ids=["x", "y"])
+    >>> asked = requests_when(h, ["a", "b", "a"], np.array([20, 20, 25]))
+    >>> asked.rows[:, -2:].tolist(), asked.age_s[:, -1].tolist()
+    ([[0, 1], [0, 0], [1, 2]], [10.0, 0.0, 5.0])
+    """
+    place_of = {user: place for place, user in enumerate(histories.user_ids)}
+    ends, sizes = np.zeros(len(user_ids), np.int64), np.zeros(len(user_ids), np.int64)
+    for asked, user in enumerate(user_ids):
+        if (place := place_of.get(user)) is not None:
+            start, stop = histories.offsets[place : place + 2]
+            sizes[asked] = np.searchsorted(histories.time_s[start:stop], time_s[asked])
+            ends[asked] = start + sizes[asked]
+    steps = np.arange(-HISTORY, 0)
+    is_past = steps >= -sizes[:, None]  # (B, T)
+    index = np.where(is_past, ends[:, None] + steps, 0)
+    return _requests(histories, index, is_past, time_s, np.zeros(len(user_ids), np.int64))
+
+
+def _requests(
+    histories: Histories,
+    index: NDArray[np.int64],
+    is_past: NDArray[np.bool_],
+    time_s: NDArray[np.int64],
+    targets: NDArray[np.int64],
+) -> Requests:
+    """Return requests at `time_s`, shape (B,), of the events `index`, shape (B, T)."""
     rows = np.where(is_past, histories.rows[index], 0)  # (B, T)
-    age_s = np.where(is_past, histories.time_s[events][:, None] - histories.time_s[index], 0)
-    contexts = np.zeros((len(events), N_CONTEXT), np.float32)
+    age_s = np.where(is_past, time_s[:, None] - histories.time_s[index], 0)
+    contexts = np.zeros((len(rows), N_CONTEXT), np.float32)
     if histories.contexts is not None:
         contexts[is_past[:, -1]] = histories.contexts[index[is_past[:, -1], -1]]
     return Requests(
@@ -163,7 +236,7 @@ def requests_at(histories: Histories, events: NDArray[np.int64]) -> Requests:
         types=np.where(is_past, histories.types[index], 0).astype(np.int64),
         age_s=age_s.astype(np.float32),
         contexts=contexts,
-        targets=histories.rows[events],
+        targets=targets,
     )
 
 

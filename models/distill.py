@@ -9,6 +9,9 @@ evenly: the best say what goes with what, the rest that the tail is low, all of 
 run over these candidates alone, so that what is imitated is the order and the distances among
 them; the true next item has the other share of the loss, over all items.
 
+Where an item is had once, what a user had is no candidate either: the teacher was not told that it
+is wrong (`models.teacher_loss`), and nobody asks.
+
 Items that nobody met in training are no candidates: the teacher knows their text alone, as the
 student does, and has nothing to tell of them.
 
@@ -27,9 +30,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.dataset import Windows
+from models.dataset import Windows, pasts_of
 from models.features import scale_context
-from models.student import TeacherLogits
+from models.student import TeacherLogits, without
 from models.teacher import Teacher
 
 _BLOCK: Final = 512  # examples asked at a time: bounds memory at 512 x N scores
@@ -58,6 +61,8 @@ class TeacherGuide:
         Rows that were met in training, int64, sorted, shape (S,).
     seed
         Of what is drawn from the tail.
+    repeats
+        As the teacher was trained (`TeacherTraining.repeats`).
 
     Notes
     -----
@@ -73,7 +78,9 @@ class TeacherGuide:
         *,
         config: Distillation | None = None,
         seed: int = 0,
+        repeats: bool = True,
     ) -> None:
+        self._repeats = repeats
         self._teacher = teacher.eval()
         self._config = config or Distillation()
         self._known = torch.from_numpy(known)
@@ -87,14 +94,22 @@ class TeacherGuide:
     def __call__(self, batch: Windows) -> TeacherLogits:
         """Return candidates and logits of the positions with a weight, in their order."""
         users = self._causal(batch) if self._teacher.is_causal else self._one_by_one(batch)
-        blocks = [self._chosen(block) for block in torch.split(users, _BLOCK)]
+        had = torch.split(self._had(batch), _BLOCK)
+        blocks = [self._chosen(*own) for own in zip(torch.split(users, _BLOCK), had, strict=True)]
         places, logits = (torch.cat(parts).cpu() for parts in zip(*blocks, strict=True))
         config = self._config
         return TeacherLogits(self._known[places], logits, config.temperature, config.share)
 
-    def _chosen(self, users: Tensor) -> tuple[Tensor, Tensor]:
+    def _had(self, batch: Windows) -> Tensor:
+        """Return the rows that are no candidates of an example, padded with 0, shape (E, T)."""
+        asked = batch.weights > 0
+        if self._repeats:
+            return torch.zeros((int(asked.sum()), 1), dtype=torch.int64, device=self._device)
+        return torch.from_numpy(pasts_of(batch.rows, asked)).to(self._device)
+
+    def _chosen(self, users: Tensor, had: Tensor) -> tuple[Tensor, Tensor]:
         """Return places in `known` and logits, shape (E, top + tail) or all S, of some users."""
-        logits = users @ self._answers.T  # (E, S)
+        logits = without(users @ self._answers.T, had, self._known.to(self._device))  # (E, S)
         n_known, top, tail = len(self._answers), self._config.top, self._config.tail
         if n_known <= top + tail:
             return torch.arange(n_known).expand(len(users), -1), logits

@@ -121,6 +121,20 @@ def next_item_ranks(
     return np.concatenate(found)
 
 
+def of_new(
+    score: Callable[[Requests], NDArray[np.floating]],
+) -> Callable[[Requests], NDArray[np.floating]]:
+    """Return a score that ranks last what the request's window holds."""
+
+    def found(asked: Requests) -> NDArray[np.floating]:
+        scores = np.array(score(asked))
+        owner, place = np.nonzero(asked.rows)
+        scores[owner, asked.rows[owner, place] - 1] = -np.inf
+        return scores
+
+    return found
+
+
 def next_item_metrics(rank: NDArray[np.int64], *, cuts: Sequence[int] = CUTS) -> dict[str, float]:
     """Return hr and ndcg at each cut, and mrr, of one right item a request; zeros without any.
 

@@ -8,6 +8,9 @@ All items are ranked, never a sample. **Ties count against the model** (`models.
 item's rank is one more than the number of others that score at least as high. Lists, for coverage
 and novelty, settle ties by the items' order, which has nothing to do with what users did.
 
+Probabilities, for the calibration error, are the softmax of a model's scores over what is ranked,
+or of a baseline, whose scores are no logits, their share of the sum.
+
 Unless repeats are asked for, what a user had before is left out of the ranking, for every model,
 and so are the requests whose answer it is: a film is rated once.
 """
@@ -19,13 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.baselines import Baseline, Interactions, matrix_of
-from models.candidate_metrics import Mean, Resampling, coverage, novelty
-from models.dataset import TARGET_WEIGHT, Histories, Requests, requests_at, targets_between
+from models.candidate_metrics import Mean, Resampling, coverage, diversity, novelty
+from models.dataset import TARGET_WEIGHT, Histories, Requests, is_had, requests_at, targets_between
 from models.evaluate import ranks
 
 CUTS: Final = (5, 10, 20)
 _BLOCK: Final = 256  # requests scored at a time: bounds memory at 256 x N scores
 _DAY_S: Final = 86_400
+_BINS: Final = 10  # of confidence, each with as many requests
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.floating]
@@ -45,6 +49,8 @@ class Answers(NamedTuple):
 
     rank: Rows  # of the item that came next, shape (P,)
     lists: Rows  # item rows, best first, 0 where nothing is left, shape (P, max(CUTS))
+    auc: Floats  # share of the other ranked items that score lower, shape (P,)
+    confidence: Floats  # probability of the first item by the model, shape (P,)
 
 
 def exam(
@@ -58,14 +64,17 @@ def exam(
     """Return at most `limit` requests whose answers fell in [since_s, until_s), evenly strided."""
     events = targets_between(histories, since_s, until_s, limit=len(histories.rows))
     if not repeats:
-        events = events[~_is_known(histories)[events]]
+        events = events[~is_had(histories)[events]]
     if len(events) > limit:
         events = events[np.linspace(0, len(events) - 1, limit).astype(np.int64)]
     return Exam(histories, events, repeats)
 
 
-def answers(score: Score, exam: Exam) -> Answers:
-    """Return where a model ranks what came next, and what it would have shown."""
+def answers(score: Score, exam: Exam, *, is_logit: bool = True) -> Answers:
+    """Return where a model ranks what came next, what it would have shown, and how sure it is.
+
+    `is_logit` says whether its scores are logits, else they are counts of a kind.
+    """
     found = []
     for start in range(0, len(exam.events), _BLOCK):
         events = exam.events[start : start + _BLOCK]
@@ -75,7 +84,9 @@ def answers(score: Score, exam: Exam) -> Answers:
             scores[owners, rows - 1] = -np.inf
         targets = exam.histories.rows[events] - 1
         rank = ranks(scores, np.arange(len(events)), targets)
-        found.append(Answers(rank, _lists(scores, max(CUTS))))
+        n_others = np.maximum(np.count_nonzero(scores > -np.inf, axis=1) - 1, 1)
+        sure = _confidence(scores, is_logit=is_logit)
+        found.append(Answers(rank, _lists(scores, max(CUTS)), 1 - (rank - 1) / n_others, sure))
     return Answers(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
@@ -123,7 +134,8 @@ def pasts(histories: Histories, events: Rows) -> tuple[Rows, Rows, Rows]:
 def values(rank: Rows) -> dict[str, NDArray[np.float64]]:
     """Return what each request is worth by every metric, shape (P,).
 
-    With one right item a request recall is the hit rate, and NDCG is 1 / log2(1 + rank).
+    With one right item a request recall is the hit rate, NDCG is 1 / log2(1 + rank), and precision
+    is a K-th of the hit rate.
 
     >>> found = values(np.array([1, 3, 30]))
     >>> [found[name].round(3).tolist() for name in ("hr@5", "ndcg@5", "mrr@5")]
@@ -136,7 +148,26 @@ def values(rank: Rows) -> dict[str, NDArray[np.float64]]:
         found[f"ndcg@{cut}"] = is_hit / np.log2(1.0 + rank)
         found[f"recall@{cut}"] = is_hit.astype(np.float64)
         found[f"mrr@{cut}"] = is_hit / rank
-    return found
+        found[f"precision@{cut}"] = is_hit / cut
+        found[f"f1@{cut}"] = 2 * is_hit / (cut + 1)
+    return found | {"mrr": 1 / rank}
+
+
+def calibration_error(found: Answers, targets: Rows) -> float:
+    """Return by how much a model's confidence in its first item differs from how often it is right.
+
+    The mean over ten bins of confidence with as many requests each (expected calibration error).
+
+    >>> run = Answers(np.array([1, 2]), np.array([[3], [3]]), np.ones(2), np.array([0.5, 0.5]))
+    >>> calibration_error(run, np.array([3, 4]))
+    0.0
+    """
+    is_right = found.lists[:, 0] == targets
+    order = np.argsort(found.confidence, kind="stable")
+    error = 0.0
+    for own in np.array_split(order, min(_BINS, max(1, len(order) // _BINS))):
+        error += abs(float((found.confidence[own] - is_right[own]).sum()))
+    return error / max(1, len(order))
 
 
 class Judge:
@@ -148,14 +179,17 @@ class Judge:
         The requests.
     known_s
         Seconds: novelty counts who had an item before then.
-    n_items
-        N.
+    vectors
+        Of the items' contents, shape (N, D): how unlike the items of a list are is measured by
+        them.
     seed
         Of the resamples.
     """
 
-    def __init__(self, exam: Exam, *, known_s: int, n_items: int, seed: int) -> None:
-        histories = exam.histories
+    def __init__(self, exam: Exam, *, known_s: int, vectors: Floats, seed: int) -> None:
+        histories, n_items = exam.histories, len(vectors)
+        self._targets = histories.rows[exam.events]
+        self._vectors = np.vstack((np.zeros((1, vectors.shape[1])), vectors))  # (N + 1, D)
         users = np.searchsorted(histories.offsets, exam.events, side="right") - 1
         _, self._user = np.unique(users, return_inverse=True)
         self._resampling = Resampling(self._user, seed)
@@ -175,28 +209,23 @@ class Judge:
         return self._resampling.mean(_mean_of(ours)[metric] - _mean_of(theirs)[metric])
 
     def spread(self, runs: Sequence[Answers], k: int) -> dict[str, float]:
-        """Return coverage and novelty of the first k, the mean of a model's runs."""
+        """Return coverage, novelty and diversity of the first k, the mean of a model's runs."""
         return {
             f"coverage@{k}": float(np.mean([coverage(r.lists, k, self._n_items) for r in runs])),
             f"novelty@{k}": float(
                 np.mean([novelty(r.lists, k, self._had, self._n_users) for r in runs])
             ),
+            f"diversity@{k}": float(np.mean([diversity(r.lists, k, self._vectors) for r in runs])),
         }
+
+    def calibration(self, runs: Sequence[Answers]) -> float:
+        """Return the calibration error, the mean of a model's runs."""
+        return float(np.mean([calibration_error(run, self._targets) for run in runs]))
 
 
 def _mean_of(runs: Sequence[Answers]) -> dict[str, NDArray[np.float64]]:
-    each = [values(run.rank) for run in runs]
+    each = [{**values(run.rank), "auc": np.asarray(run.auc, np.float64)} for run in runs]
     return {name: np.mean([found[name] for found in each], axis=0) for name in each[0]}
-
-
-def _is_known(histories: Histories) -> NDArray[np.bool_]:
-    """Return whether the user had an event's item before, shape (E,)."""
-    users = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offsets))
-    pairs = np.stack((users, histories.rows), axis=1)
-    _, first = np.unique(pairs, axis=0, return_index=True)
-    is_known = np.ones(len(users), np.bool_)
-    is_known[first] = False
-    return is_known
 
 
 def _newest(owners: Rows, rows: Rows, age_days: Floats, n_owners: int) -> Interactions:
@@ -216,3 +245,16 @@ def _lists(scores: NDArray[np.float32], k: int) -> Rows:
         at = at[np.argsort(-own[at], kind="stable")][:k]
         out[: len(at)] = at + 1
     return lists
+
+
+def _confidence(scores: NDArray[np.float32], *, is_logit: bool) -> NDArray[np.float64]:
+    """Return the probability of each request's best item, shape (B,)."""
+    wide = scores.astype(np.float64)
+    best = wide.max(axis=1)
+    if is_logit:
+        probability: NDArray[np.float64] = 1 / np.exp(wide - best[:, None]).sum(axis=1)
+        return probability
+    sums = np.maximum(wide, 0.0).sum(axis=1)  # what is left out, at -inf, is 0
+    shares: NDArray[np.float64] = np.zeros_like(sums)
+    np.divide(np.maximum(best, 0.0), sums, out=shares, where=sums > 0)
+    return shares

@@ -8,6 +8,7 @@ Owns    the prior, and the bytes of matrices and vectors in messages.
 """
 
 import base64
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -20,15 +21,25 @@ FLOAT: Final = np.dtype("<f8")  # the same bytes on every machine
 
 
 class Statistics(NamedTuple):
-    """What a learner has seen: precision float64 (D, D) and moment (D,), no prior; n rewards."""
+    """What a learner has seen: precision float64 (D, D) and moment (D,), no prior; n rewards.
+
+    The sums are as of `newest_ms`, the event time of the newest reward, by a half-life. Where
+    that is 0 the sums do not age.
+    """
 
     precision: NDArray[np.float64]
     moment: NDArray[np.float64]
     n: int
+    forgotten: float = 0.0  # of the n: what is missing of the sum of their weights
+    newest_ms: int = 0
+    half_life_ms: int = 0
 
 
 class Posterior(NamedTuple):
-    """Belief about the weights: mean float64 (D,), covariance (D, D) for noise 1, n rewards."""
+    """Belief about the weights: mean float64 (D,), covariance (D, D) for noise 1, n rewards.
+
+    Rewards that are partly forgotten count in part: n is the sum of weights, to a whole number.
+    """
 
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
@@ -37,6 +48,9 @@ class Posterior(NamedTuple):
 
 def merge(shards: Sequence[Statistics], prior: float | NDArray[np.float64]) -> Posterior:
     """Return the posterior of one learner that had seen all the shards' rewards.
+
+    Shards that forget are aligned to the newest reward of all: each one's sums age by its own
+    half-life for as long as it is behind. Nothing ages by a clock, so a merge can be repeated.
 
     Parameters
     ----------
@@ -55,13 +69,24 @@ def merge(shards: Sequence[Statistics], prior: float | NDArray[np.float64]) -> P
     >>> posterior.mean.tolist(), posterior.covariance.tolist(), posterior.n
     ([1.0], [[0.25]], 2)
     """
-    precision = np.sum([s.precision for s in shards], axis=0)  # (D, D)
-    moment = np.sum([s.moment for s in shards], axis=0)  # (D,)
+    newest_ms = max(s.newest_ms for s in shards)
+    shares = [_share_at(s, newest_ms) for s in shards]
+    pairs = list(zip(shares, shards, strict=True))
+    precision = np.sum([share * s.precision for share, s in pairs], axis=0)  # (D, D)
+    moment = np.sum([share * s.moment for share, s in pairs], axis=0)  # (D,)
+    n = round(sum(share * (s.n - s.forgotten) for share, s in pairs))
     precision[np.diag_indices(len(moment))] += prior
     # Bishop equations 3.50 and 3.51 with a zero prior mean.
     inverse = np.linalg.inv(precision)
     mean = np.linalg.solve(precision, moment)
-    return Posterior(mean, (inverse + inverse.T) / 2, sum(s.n for s in shards))
+    return Posterior(mean, (inverse + inverse.T) / 2, n)
+
+
+def _share_at(shard: Statistics, time_ms: int) -> float:
+    """Return what is left at `time_ms` of the weight that a shard's sums had at their newest."""
+    if not shard.half_life_ms:
+        return 1.0
+    return math.exp2((shard.newest_ms - time_ms) / shard.half_life_ms)
 
 
 def no_knowledge(prior: float, dim: int = len(DESIGN)) -> Posterior:

@@ -90,7 +90,7 @@ class StudentScorer:
             self.factors = np.pad(model.factors / np.float32(length), ((1, 0), (0, 0))).astype(
                 np.float16
             )
-        self._session = _open_session(path, model.onnx)
+        self._session = open_session(path, model.onnx)
         self._is_older = _is_older(self._session, self.dim, path)
         self.rows_per_call = MAX_ROWS
         if not self._is_row_by_row():
@@ -245,7 +245,8 @@ def _is_older(session: ort.InferenceSession, dim: int, path: Path | str) -> bool
     )
 
 
-def _open_session(path: Path | str, model: bytes) -> ort.InferenceSession:
+def open_session(path: Path | str, model: bytes) -> ort.InferenceSession:
+    """Return a session of one thread; `path` is what an error names as where it is from."""
     options = ort.SessionOptions()
     # Processes, not threads, are how the flow grows: a second thread would fight a neighbour.
     options.intra_op_num_threads = 1

@@ -1,7 +1,8 @@
 """Ways to cut histories into training, validation and test.
 
 Reads   histories.
-Emits   histories and two cuts of time, which is all that training and evaluation ask for.
+Emits   histories and two cuts of time, which is all that training and evaluation ask for;
+        several of them for folds that roll through time.
 
 Everybody's time is cut at once where time means something (`models.dataset.time_split`). Where it
 does not, in files that tell the order alone, or where numbers must compare with papers, each
@@ -31,6 +32,56 @@ def by_time(histories: Histories, *, validation: float, test: float) -> Split:
     """Return a cut of everybody's time at once."""
     cuts = time_split(histories, validation=validation, test=test)
     return Split(histories, cuts, validation, test)
+
+
+def rolling(histories: Histories, folds: int, *, validation: float, test: float) -> list[Split]:
+    """Return cuts that move through time: cross-validation in which nobody learns from later.
+
+    The last fold is `by_time`; each one before ends where the test of the next begins. Tests do
+    not overlap. Shares are of all events.
+
+    Raises
+    ------
+    ValueError
+        If the first fold would have nothing to train on.
+
+    Examples
+    --------
+    >>> from models.dataset import build_histories
+    >>> histories = build_histories(["a"] * 10, ["x"] * 10, [1] * 10, range(10), item_ids=["x"])
+    >>> splits = rolling(histories, 3, validation=0.1, test=0.2)
+    >>> [(split.cuts, len(split.histories.rows)) for split in splits]
+    [((3, 4), 6), ((5, 6), 8), ((7, 8), 10)]
+    """
+    left = 1 - test * (folds - 1)
+    if folds < 1 or left - validation - test <= 0:
+        raise ValueError(f"{folds} folds of {test:g} each leave nothing to train on")
+    times, found = np.sort(histories.time_s), []
+    for place in range(folds):
+        share = 1 - test * (folds - 1 - place)
+        last = round(len(times) * share)
+        until_s = int(times[last]) if last < len(times) else None
+        found.append(
+            by_time(_before(histories, until_s), validation=validation / share, test=test / share)
+        )
+    return found
+
+
+def _before(histories: Histories, until_s: int | None) -> Histories:
+    """Return histories before a moment, of the users who have any."""
+    if until_s is None:
+        return histories
+    is_past = histories.time_s < until_s
+    offsets = np.concatenate(([0], np.cumsum(is_past)))[histories.offsets]
+    has_some, contexts = np.diff(offsets) > 0, histories.contexts
+    return Histories(
+        user_ids=[user for user, has in zip(histories.user_ids, has_some, strict=True) if has],
+        offsets=np.concatenate((offsets[:1], offsets[1:][has_some])),
+        rows=histories.rows[is_past],
+        types=histories.types[is_past],
+        time_s=histories.time_s[is_past],
+        contexts=None if contexts is None else contexts[is_past],
+    )
 
 
 def leave_one_out(histories: Histories) -> Split:

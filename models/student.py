@@ -41,6 +41,7 @@ from models.plain_tower import FADING
 # lower still, so that the padding before a user's first item sees padding only.
 PAD_BIAS: Final = -1e4
 FUTURE_BIAS: Final = -1e9
+NEVER: Final = -1e4  # a logit that takes no part in a softmax
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,13 @@ class StudentConfig:
 
     `id_dropout` is the share of items whose own vector is hidden in a training step;
     `context_dropout` the share of examples without context, so that both kinds are served.
+
+    `reach` is how many positions each layer sees, its own among them; (): all T. Where all layers
+    together see less than T, what a position's keys and values hold never changes while the window
+    slides, and `models.incremental` may keep them.
+
+    `layer_heads` and `layer_feed_forward` are what pruning left of each layer; (): all of it. A
+    head has `width // heads` columns, pruned or not.
     """
 
     width: int = 64  # W, and M: columns of an item vector
@@ -59,11 +67,43 @@ class StudentConfig:
     dropout: float = 0.2
     id_dropout: float = 0.15
     context_dropout: float = 0.15
+    reach: tuple[int, ...] = ()
+    layer_heads: tuple[int, ...] = ()
+    layer_feed_forward: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
         if self.width % self.heads or self.layers < 1:
             raise ValueError(f"width {self.width} must divide into {self.heads} heads, layers >= 1")
+        for name in ("reach", "layer_heads", "layer_feed_forward"):
+            sizes = getattr(self, name)
+            if sizes and (len(sizes) != self.layers or min(sizes) < 1):
+                raise ValueError(f"{name} {sizes}: one number a layer, each at least 1")
+        if any(n > HISTORY for n in self.reach):
+            raise ValueError(f"reach {self.reach}: no layer sees more than {HISTORY} positions")
+
+    @property
+    def reaches(self) -> tuple[int, ...]:
+        """How many positions each layer sees."""
+        return self.reach or (HISTORY,) * self.layers
+
+    @property
+    def head_counts(self) -> tuple[int, ...]:
+        """Heads of each layer."""
+        return self.layer_heads or (self.heads,) * self.layers
+
+    @property
+    def hidden_counts(self) -> tuple[int, ...]:
+        """Hidden units of each layer's feed-forward."""
+        return self.layer_feed_forward or (self.feed_forward,) * self.layers
+
+    @property
+    def is_cacheable(self) -> bool:
+        """Whether all layers together see less than a window of T.
+
+        Less, for the oldest item's gap is lost: what came before it is not in the window.
+        """
+        return sum(self.reaches) - self.layers + 1 < HISTORY
 
 
 class TeacherLogits(NamedTuple):
@@ -78,29 +118,33 @@ class TeacherLogits(NamedTuple):
 class _Layer(nn.Module):
     """One pre-norm block: causal attention with a bias by distance, then a feed-forward."""
 
-    def __init__(self, config: StudentConfig) -> None:
+    def __init__(self, config: StudentConfig, layer: int) -> None:
         super().__init__()
-        width = config.width
-        self.heads = config.heads
+        width, hidden = config.width, config.hidden_counts[layer]
+        self.heads = config.head_counts[layer]
+        self.reach = config.reaches[layer]
+        columns = self.heads * (width // config.heads)  # of all heads: A
         self.attention_norm = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-        self.distance = nn.Parameter(torch.zeros(config.heads, HISTORY))
+        self.qkv = nn.Linear(width, 3 * columns)
+        self.out = nn.Linear(columns, width)
+        self.distance = nn.Parameter(torch.zeros(self.heads, HISTORY))
         self.forward_norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, config.feed_forward)
-        self.down = nn.Linear(config.feed_forward, width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Return x (B, T, W) after the block; `mask` (B, 1, T, T) is added to the logits."""
-        n_batch, length, width = x.shape
+        n_batch, length, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(n_batch, length, 3, self.heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, W/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, A/H)
         steps = torch.arange(length)
         distance = (steps[:, None] - steps).clamp(min=0)  # (T, T)
         bias = self.distance[:, distance] + mask  # (B, H, T, T)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, H, T, W/H)
-        mixed = mixed.transpose(1, 2).reshape(n_batch, length, width)  # (B, T, W)
+        if self.reach < length:
+            bias = bias.masked_fill(distance >= self.reach, FUTURE_BIAS)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, H, T, A/H)
+        mixed = mixed.transpose(1, 2).reshape(n_batch, length, -1)  # (B, T, A)
         x = x + self.dropout(self.out(mixed))
         hidden = F.relu(self.up(self.forward_norm(x)))  # (B, T, F)
         after: Tensor = x + self.dropout(self.down(hidden))
@@ -135,7 +179,7 @@ class Student(nn.Module):
         self.item_in = nn.Linear(width, width, bias=False)
         self.kind = nn.Embedding(len(EVENT_TYPES), width)
         self.gap = nn.Embedding(N_BUCKETS, width)
-        self.blocks = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(_Layer(config, i) for i in range(config.layers))
         self.final_norm = nn.LayerNorm(width)
         self.request_history = nn.Linear(width, config.request)
         self.request_context = nn.Linear(N_CONTEXT, config.request, bias=False)
@@ -213,6 +257,7 @@ def next_item_loss(
     *,
     among: Tensor | None = None,
     negatives: Negatives | None = None,
+    had: Tensor | None = None,
     teacher: TeacherLogits | None = None,
 ) -> Tensor:
     """Return the weighted mean cross-entropy of the next item, of E examples.
@@ -231,13 +276,19 @@ def next_item_loss(
     negatives
         None takes the softmax over all of `among`; else over the target and the sample,
         corrected for how often the sampling draws each item (Yi et al. 2019, eq. 6).
+    had
+        Rows that are no wrong answers of an example, padded with 0, int64, shape (E, T); see
+        `models.teacher_loss`. Not heeded among sampled negatives, which rarely hold them.
     teacher
         Adds its share of KL(teacher, student) over its candidates, at its temperature, times
-        the temperature squared (Hinton et al. 2015), so that gradients keep their size.
+        the temperature squared (Hinton et al. 2015), so that gradients keep their size. A
+        candidate of logit `NEVER` takes no part in either softmax.
     """
     if negatives is None:
         rows = torch.arange(1, len(table)) if among is None else among
         logits = users @ F.embedding(rows, table).T  # (E, S)
+        if had is not None:
+            logits = without(logits, had.masked_fill(had == targets[:, None], 0), rows)
         losses = F.cross_entropy(logits, torch.searchsorted(rows, targets), reduction="none")
     else:
         right = (users * F.embedding(targets, table)).sum(-1) - negatives.log_q[targets]  # (E,)
@@ -246,8 +297,18 @@ def next_item_loss(
         losses = torch.logsumexp(torch.cat((right[:, None], wrong), 1), 1) - right
     if teacher is not None:
         chosen = F.embedding(teacher.candidates, table)  # (E, Kt, W)
-        mine = F.log_softmax((chosen @ users[:, :, None])[..., 0] / teacher.temperature, -1)
+        scores = (chosen @ users[:, :, None])[..., 0]  # (E, Kt)
+        scores = scores.masked_fill(teacher.logits <= NEVER, NEVER)
+        mine = F.log_softmax(scores / teacher.temperature, -1)
         theirs = F.log_softmax(teacher.logits / teacher.temperature, -1)
         distance = F.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)  # (E,)
         losses = (1 - teacher.share) * losses + teacher.share * teacher.temperature**2 * distance
     return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
+
+
+def without(logits: Tensor, rows: Tensor, among: Tensor) -> Tensor:
+    """Return logits (E, S) in which each example's `rows` (E, T) take no part."""
+    places = torch.searchsorted(among, rows).clamp(max=len(among) - 1)  # (E, T)
+    example, at = torch.nonzero((rows > 0) & (among[places] == rows), as_tuple=True)
+    never = torch.full((), NEVER, dtype=logits.dtype, device=logits.device)
+    return logits.index_put((example, places[example, at]), never)

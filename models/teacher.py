@@ -2,7 +2,8 @@
 
 Reads   the last T items with event types and gaps, the context and the trigger's age.
 Emits   one user vector a position; an item's score is its dot product with an item vector.
-Owns    the network; `models.teacher_training` trains it, `models.distill` asks it.
+Owns    the network; `models.teacher_training` trains it, `models.distill` asks it,
+        `models.teacher_loss` says what it learns by.
 
 The backbone is of `transformers`, fed with vectors in place of words: causal (GPT-2's kind),
 bidirectional (BERT's kind), or any pre-trained model of a local folder. A causal one says at every
@@ -13,21 +14,23 @@ An item's vector is the projection of its text plus, where it was met in trainin
 as the student's is: an item never seen is scored by its text. Columns of its own hold a
 factorisation of who had what (`models.factors`): there the user is the fading sum of the history
 through one matrix, as in the student's plain part. They are apart from the columns that the network
-learns, which else would have to stay where the factors are. `TeacherConfig.sasrec` turns all this
-off, and what is left is the usual baseline.
+learns, which else would have to stay where the factors are. Each position also reads the item
+before its own: a bidirectional backbone finds what a hidden item follows without having to learn
+first where "one to the left" is. `TeacherConfig.sasrec` turns all this off, and what is left is the
+usual baseline.
 
 References
 ----------
 Kang and McAuley, "Self-Attentive Sequential Recommendation", ICDM 2018.
 Sun et al., "BERT4Rec", CIKM 2019.
-Petrov and Macdonald, "gSASRec", RecSys 2023 (gBCE).
 """
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model
@@ -62,6 +65,7 @@ class TeacherConfig:
     context_dropout: float = 0.15  # share of examples without context
     reads_text: bool = True
     reads_events: bool = True  # event types, gaps, age of the trigger, context
+    reads_before: bool = True  # each position the item before its own, too
     mask_share: float = 0.3  # of positions that a bidirectional one must guess in a step
 
     def __post_init__(self) -> None:
@@ -77,8 +81,26 @@ class TeacherConfig:
             id_dropout=0.0,
             reads_text=False,
             reads_events=False,
+            reads_before=False,
             factors=0,
         )
+
+
+class Columns(NamedTuple):
+    """Histories as a teacher reads them, shape (B, T) each, 0-padded on the left."""
+
+    rows: Tensor
+    types: Tensor
+    gaps: Tensor
+    ages: Tensor  # bucket of the time from each position to the moment after it
+
+
+class Told(NamedTuple):
+    """What a teacher says: a score is the product of a user and a row of the table."""
+
+    users: Tensor  # (E, M) of the positions asked
+    table: Tensor  # (N + 1, M)
+    offset: Tensor  # (1,), what makes scores the logits of probabilities (gBCE)
 
 
 class Teacher(nn.Module):
@@ -110,6 +132,7 @@ class Teacher(nn.Module):
         self.factors = nn.Parameter(torch.zeros(n_items, config.factors))
         self.text = nn.Linear(TEXT_DIM, width, bias=False)
         self.item_in = nn.Linear(width + config.factors, hidden, bias=False)
+        self.before_in = nn.Linear(width + config.factors, hidden, bias=False)
         self.kind = nn.Embedding(len(EVENT_TYPES), hidden)
         self.gap = nn.Embedding(N_BUCKETS, hidden)
         self.hidden_item = nn.Parameter(torch.zeros(hidden))
@@ -119,6 +142,8 @@ class Teacher(nn.Module):
         self.request_out = nn.Linear(config.request, width, bias=False)
         self.user_out = nn.Linear(hidden, width)
         self.pool = nn.Parameter(torch.zeros(config.factors, config.factors))
+        self.gate = nn.Parameter(torch.ones(1))  # turns the factors' say off as fast as need be
+        self.offset = nn.Parameter(torch.zeros(1))
         self.dropout = nn.Dropout(config.dropout)
         for embedding in (self.ids, self.kind, self.gap):
             nn.init.normal_(embedding.weight, std=_EMBEDDING_STD)
@@ -127,6 +152,37 @@ class Teacher(nn.Module):
         nn.init.zeros_(self.user_out.bias)
         with torch.no_grad():
             self.user_out.bias[-1] = 1.0  # meets the popularity column
+
+    def forward(
+        self,
+        text_vectors: Tensor,
+        columns: Columns,
+        *,
+        asked: Tensor | None = None,
+        hidden: Tensor | None = None,
+        contexts: Tensor | None = None,
+        keep_ids: Tensor | None = None,
+    ) -> Told:
+        """Return what is said at positions of histories: the one way in of training.
+
+        Parameters
+        ----------
+        text_vectors, keep_ids
+            As `item_table` takes them.
+        asked
+            Positions, bool, shape (B, T), E of them; the last of each history if None.
+        hidden
+            Of a bidirectional backbone: positions whose next item is hidden, as in `states`.
+        contexts
+            Scaled, of the positions asked, shape (E, C).
+        """
+        table = self.item_table(text_vectors, keep_ids=keep_ids)
+        states = self.states(table, *columns, asked=hidden)  # (B, T, hidden + factors)
+        if asked is None:
+            states, ages = states[:, -1], columns.ages[:, -1]
+        else:
+            states, ages = states[asked], columns.ages[asked]
+        return Told(self.users(states, contexts, ages), table, self.offset + 0.0)
 
     def item_table(self, text_vectors: Tensor, *, keep_ids: Tensor | None = None) -> Tensor:
         """Return the items' vectors below a row of zeros, shape (N + 1, M).
@@ -168,16 +224,19 @@ class Teacher(nn.Module):
             others see that item if the backbone is bidirectional. A causal one hides it anyway.
         """
         items = F.embedding(rows, table)  # (B, T, M)
-        is_item = rows > 0
+        is_item, seen = rows > 0, items
         if self.is_causal:
-            x = self.item_in(items)
+            x = self.item_in(seen)
         else:
             hides = torch.zeros_like(is_item) if asked is None else asked.clone()
             hides[:, -1] = True
             rows, is_item = _moved(rows, 0), _moved(is_item, True)
             types, gaps = _moved(types, 0).masked_fill(hides, 0), _moved(gaps, ages[:, -1])
-            x = self.item_in(F.embedding(rows, table))
-            x = torch.where(hides[:, :, None], self.hidden_item, x)
+            seen = F.embedding(rows, table).masked_fill(hides[:, :, None], 0.0)
+            x = torch.where(hides[:, :, None], self.hidden_item, self.item_in(seen))
+        if self.config.reads_before:
+            seen = seen.masked_fill(~is_item[:, :, None], 0.0)
+            x = x + self.before_in(F.pad(seen, (0, 0, 1, 0))[:, :-1])
         if self.config.reads_events:
             x = x + self.kind(types) + self.gap(gaps)  # (B, T, hidden)
         places = (is_item.long().cumsum(1) - 1).clamp(min=0)
@@ -198,7 +257,19 @@ class Teacher(nn.Module):
             if contexts is not None:
                 joined = joined + self.request_context(contexts)
             users = users + self.request_out(self.dropout(F.relu(joined)))
-        return torch.cat((users, pooled @ self.pool), dim=-1)
+        return torch.cat((users, self.gate * (pooled @ self.pool)), dim=-1)
+
+
+def weights_of(teacher: Teacher) -> dict[str, NDArray[Any]]:
+    """Return a teacher's weights as arrays, to be handed to another process."""
+    return {name: own.cpu().numpy() for name, own in teacher.state_dict().items()}
+
+
+def teacher_of(config: TeacherConfig, n_items: int, weights: dict[str, NDArray[Any]]) -> Teacher:
+    """Return the teacher that has these weights."""
+    teacher = Teacher(config, n_items)
+    teacher.load_state_dict({name: torch.from_numpy(own) for name, own in weights.items()})
+    return teacher.eval()
 
 
 def _backbone(config: TeacherConfig) -> tuple[nn.Module, int, bool]:
@@ -250,44 +321,3 @@ def _fading(items: Tensor) -> Tensor:
     behind = steps[:, None] - steps
     shares = torch.where(behind >= 0, FADING ** behind.clamp(min=0), 0.0)  # (T, T)
     return shares @ items
-
-
-def gbce_loss(
-    users: Tensor,
-    table: Tensor,
-    targets: Tensor,
-    weights: Tensor,
-    negatives: Tensor,
-    *,
-    n_items: int,
-    calibration: float,
-) -> Tensor:
-    """Return the weighted mean generalised binary cross-entropy (Petrov and Macdonald, eq. 12).
-
-    Parameters
-    ----------
-    users, table, targets, weights
-        As in `models.student.next_item_loss`.
-    negatives
-        Rows drawn evenly from the items, int64, shape (S,).
-    n_items
-        Items that could be drawn.
-    calibration
-        t: 0 is plain BCE, 1 makes scores probabilities again in spite of the sampling.
-
-    Examples
-    --------
-    >>> table = torch.tensor([[0.0], [1.0], [-1.0]])
-    >>> one = torch.ones(1)
-    >>> loss = gbce_loss(torch.ones(1, 1), table, torch.tensor([1]), one, torch.tensor([2]),
-    ...                  n_items=2, calibration=0.0)
-    >>> round(float(loss), 4)  # -log sigmoid(1) - log(1 - sigmoid(-1))
-    0.6265
-    """
-    share = min(1.0, len(negatives) / max(1, n_items - 1))  # alpha
-    power = share * (calibration * (1 - 1 / share) + 1 / share)  # beta
-    right = (users * F.embedding(targets, table)).sum(-1)  # (E,)
-    wrong = users @ F.embedding(negatives, table).T  # (E, S)
-    each = F.softplus(wrong).masked_fill(negatives == targets[:, None], 0.0)
-    losses = power * F.softplus(-right) + each.sum(-1)
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-9)

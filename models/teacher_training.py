@@ -2,55 +2,61 @@
 
 Reads   histories, where time is cut, and the items' text vectors.
 Emits   a teacher.
-Owns    the loop, early stopping by NDCG@10 between the cuts, and checkpoints.
+Owns    the loop, and early stopping by NDCG@10 between the cuts.
 
 The same input, seed and threads give the same weights on one CPU, whether the run went through or
-was stopped and went on: a checkpoint holds the state of every generator beside the weights. One
-that was made with other data, settings or seed is refused.
+was stopped and went on (`models.teacher_checkpoint`). Started by `torchrun` it is one of several
+processes (`models.parallel`): all draw the same batches from the same generator, each takes its
+part, and the losses equal those of a single process, but for the order of sums and for dropout,
+which each draws by itself.
 
-SASRec, the baseline, is trained by the same loop (`TeacherConfig.sasrec`), so that what is
-compared is the model, not the care taken of it.
+What is judged and kept is a fading average of the weights: it holds what the last steps have in
+common, and costs a copy. SASRec, the baseline, is trained by the same loop
+(`TeacherConfig.sasrec`), so that what is compared is the model, not the care taken of it.
+
+References
+----------
+Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.dataset import (
-    TARGET_WEIGHT,
     Histories,
     Requests,
     Windows,
     gap_buckets,
+    had_before,
     n_windows,
+    pasts_of,
     popularity,
     targets_between,
     time_bucket,
     training_windows,
 )
-from models.evaluate import next_item_metrics, next_item_ranks
-from models.factors import item_factors
+from models.evaluate import next_item_metrics, next_item_ranks, of_new
 from models.features import scale_context
 from models.optimization import optimization
-from models.student import Negatives, next_item_loss
-from models.teacher import Teacher, TeacherConfig, gbce_loss
+from models.parallel import Group, joined, unsynced, whole, wrapped
+from models.student import Negatives
+from models.teacher import Columns, Teacher, TeacherConfig, Told
+from models.teacher_checkpoint import CheckpointError, Checkpoints, fingerprint
+from models.teacher_loss import gbce_loss, softmax_loss
+from models.teacher_start import SEEDED, start
 from models.train import Progress, deterministic
 
+__all__ = ["CheckpointError", "TaughtTeacher", "TeacherTraining", "teacher_scores", "train_teacher"]
+
 _CLIP_NORM: Final = 1.0
-_SEEDED: Final = ("factors", "pool")  # what goes together is known from the start
-_SEEDED_LOGITS: Final = 30.0  # of what a user is sure to want: products of factors are 0 to 1
-
-
-class CheckpointError(Exception):
-    """The checkpoint is of another run; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,16 @@ class TeacherTraining:
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: Literal["softmax", "gbce"] = "softmax"
+    repeats: bool = True  # False: an item is had once, and what a user had is no wrong answer
     epochs: int = 16  # at most
     patience: int = 3  # epochs without a better validation NDCG@10
-    batch_size: int = 32  # windows of T targets
+    batch_size: int = 32  # windows of T targets, over all processes
+    accumulate: int = 1  # parts in which a process takes its share of a batch: less memory
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
+    averaging: float = 0.98  # of the weights' average: what a step keeps of it; 0: no average
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on a GPU that can
+    sharded: bool = False  # among several processes: FSDP in place of DDP
     max_requests: int = 2_000  # of the validation
     full_softmax_items: int = 20_000  # beyond, or with gbce, `negatives` are drawn instead
     negatives: int = 2_048
@@ -111,15 +122,29 @@ def train_teacher(
         If there are no events to train on before the first cut.
     CheckpointError
         If the checkpoint is of other data, settings or seed.
+
+    Notes
+    -----
+    Every process of a group returns the same teacher, whole.
     """
     config = config or TeacherTraining()
-    with deterministic(seed, config.threads):
+    with deterministic(seed, config.threads), joined() as group:
         teacher = Teacher(config.teacher, len(texts))
-        run = _Run(teacher, histories, texts, cuts, config=config, seed=seed)
-        if checkpoint is not None and checkpoint.exists():
-            run.load(checkpoint)
+        run = _Run(teacher, histories, texts, cuts, config=config, seed=seed, group=group)
         metrics = run.fit(checkpoint, on_progress or (lambda _: None))
-    return TaughtTeacher(teacher, metrics)
+        if group.size > 1 and config.sharded:
+            teacher = run.unsharded()
+    return TaughtTeacher(teacher.eval(), metrics)
+
+
+class _Examples(NamedTuple):
+    """What a batch asks, before it is divided: all processes draw the same."""
+
+    weights: NDArray[np.float32]  # shape (B, T), 0 where nothing is asked
+    hidden: NDArray[np.bool_] | None  # of a bidirectional backbone, shape (B, T)
+    has_context: NDArray[np.bool_]  # shape (B, T)
+    keep_ids: Tensor  # shape (N, 1)
+    negatives: Negatives | None
 
 
 class _Run:
@@ -134,254 +159,248 @@ class _Run:
         *,
         config: TeacherTraining,
         seed: int,
+        group: Group,
     ) -> None:
-        self.histories, self.config, self.cuts = histories, config, cuts
-        self.fingerprint = _fingerprint(histories, texts, cuts, config, seed)
+        self.histories, self.config, self.cuts, self.group = histories, config, cuts, group
+        self.fingerprint = fingerprint(histories, texts, cuts, config, seed)
         self.rng = np.random.default_rng(seed)
         counts = popularity(histories, len(texts), until_s=cuts[0])
         self.known = np.flatnonzero(counts)  # rows met in training, S of them
         self.draw = np.sqrt(counts[self.known])  # between uniform and popularity
         self.draw /= self.draw.sum()
-        _start(teacher, histories, counts, until_s=cuts[0], seed=seed)
-        self.teacher = teacher.to(_device())
-        self.texts = torch.from_numpy(texts).to(_device())
-        self.is_known = torch.from_numpy(counts[1:, None] > 0).to(_device())  # (N, 1)
+        start(teacher, histories, counts, until_s=cuts[0], seed=seed)
+        self.teacher = teacher.to(group.device)
+        self.model = wrapped(self.teacher, group, sharded=config.sharded)
+        if group.size > 1:
+            torch.manual_seed(seed * 1_000 + group.rank)  # of dropout, each its own
+        self.texts = torch.from_numpy(texts).to(group.device)
+        self.is_known = counts[1:, None] > 0  # (N, 1)
+        self.among = torch.from_numpy(self.known).to(group.device)
         n_batches = -(-n_windows(histories, until_s=cuts[0]) // config.batch_size)
         self.total = config.epochs * n_batches
         self.optimizer, self.schedule = optimization(
-            teacher,
-            _SEEDED,
+            self.teacher,
+            SEEDED,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             n_steps=self.total,
         )
-        self.validation = targets_between(histories, *cuts, limit=config.max_requests)
+        self.validation = targets_between(
+            histories, *cuts, limit=config.max_requests, repeats=config.repeats
+        )
         self.done, self.epoch, self.ndcg = 0, 0, 0.0
         self.best, self.best_epoch = -1.0, 0
-        self.best_weights: dict[str, Tensor] = {}
+        self.average = self.copied()
+        self.best_weights = self.copied()
+
+    def copied(self) -> dict[str, Tensor]:
+        """Return a copy of the weights, sharded as they are."""
+        return {name: own.detach().clone() for name, own in self.teacher.named_parameters()}
+
+    def put(self, weights: dict[str, Tensor]) -> None:
+        """Set the weights."""
+        with torch.no_grad():
+            for name, own in self.teacher.named_parameters():
+                own.copy_(weights[name])
+
+    def unsharded(self) -> Teacher:
+        """Return the best weights in a teacher of this process alone."""
+        found = Teacher(self.config.teacher, len(self.texts)).to(self.group.device)
+        with torch.no_grad():
+            for name, own in found.named_parameters():
+                own.copy_(whole(self.best_weights[name]))
+        return found
 
     def fit(
         self, checkpoint: Path | None, on_progress: Callable[[Progress], None]
     ) -> dict[str, float]:
         """Train to the best epoch; return what it reached."""
+        kept = Checkpoints(checkpoint, self) if checkpoint is not None else None
+        if kept is not None:
+            kept.load()
         while self.epoch < self.config.epochs and not self._has_enough():
             self.epoch += 1
-            self.teacher.train()
-            for batch in training_windows(
-                self.histories,
-                until_s=self.cuts[0],
-                batch_size=self.config.batch_size,
-                rng=self.rng,
-            ):
-                loss = self._step(batch)
-                self.done += 1
-                at = min(self.done, self.total)
-                on_progress(Progress(at, self.total, self.epoch, loss, self.ndcg))
+            self._train_epoch(on_progress)
             if not self.done:
                 raise ValueError("no events before the validation's start: nothing to train on")
             self._judge()
-            if checkpoint is not None:
-                self.save(checkpoint)
-        self.teacher.load_state_dict(self.best_weights)
-        self.teacher.eval()
+            if kept is not None:
+                kept.save()
+        self.put(self.best_weights)
         return {"epochs": float(self.epoch), "validation_ndcg@10": max(self.best, 0.0)}
+
+    def _train_epoch(self, on_progress: Callable[[Progress], None]) -> None:
+        for batch in training_windows(
+            self.histories,
+            until_s=self.cuts[0],
+            batch_size=self.config.batch_size,
+            rng=self.rng,
+        ):
+            self.teacher.train()
+            loss = self._step(batch)
+            self.done += 1
+            at = min(self.done, self.total)
+            on_progress(Progress(at, self.total, self.epoch, loss, self.ndcg))
 
     def _has_enough(self) -> bool:
         return self.epoch - self.best_epoch >= self.config.patience
 
     def _judge(self) -> None:
-        score = teacher_scores(self.teacher, self.texts.cpu().numpy())
-        rank = next_item_ranks(score, self.histories, self.validation)
+        """Measure the average of the weights; training goes on from the weights themselves."""
+        own = self.copied()
+        self.put(self.average)
+        score = _scores(self.model, self.teacher, self.texts)
+        kept = score if self.config.repeats else of_new(score)
+        rank = next_item_ranks(kept, self.histories, self.validation)
         self.ndcg = next_item_metrics(rank)["ndcg@10"]
         if self.ndcg > self.best or not len(self.validation):  # nothing to stop by: the last
             self.best, self.best_epoch = self.ndcg, self.epoch
-            weights = self.teacher.state_dict()
-            self.best_weights = {name: own.clone() for name, own in weights.items()}
+            self.best_weights = self.copied()
+        self.put(own)
 
     def _step(self, batch: Windows) -> float:
-        teacher, config = self.teacher, self.config
-        kept = torch.rand(len(self.texts), 1) >= config.teacher.id_dropout
-        table = teacher.item_table(self.texts, keep_ids=(kept.to(_device()) & self.is_known) * 1.0)
-        rows, types, gaps, ages, targets, weights = (
-            torch.from_numpy(column).to(_device())
-            for column in (
-                *(batch.rows, batch.types, batch.gaps),
-                *(batch.ages, batch.targets, batch.weights),
-            )
-        )
-        asked = weights > 0  # (B, T), E of them
-        hidden = None
-        if not teacher.is_causal:
-            hidden = torch.rand(asked.shape).to(_device()) < config.teacher.mask_share
-            hidden[:, -1] = True
-            asked = asked & hidden
-        states = teacher.states(table, rows, types, gaps, ages, asked=hidden)  # (B, T, H + M)
-        users = teacher.users(states[asked], self._contexts(batch, asked), ages[asked])
-        loss = self._loss(users, table, targets[asked], weights[asked])
+        group, config = self.group, self.config
+        examples = self._examples(batch)
+        total = max(float(examples.weights.sum()), 1e-9)
+        parts = np.array_split(np.arange(len(batch.rows)), group.size * config.accumulate)
+        mine = parts[group.rank * config.accumulate : (group.rank + 1) * config.accumulate]
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(teacher.parameters(), _CLIP_NORM)
+        loss = torch.zeros((), device=group.device)
+        for place, part in enumerate(mine):
+            with unsynced(self.model, is_last=place + 1 == len(mine)):
+                own = self._part_loss(batch, examples, part) / total
+                (own * group.size).backward()  # type: ignore[no-untyped-call]
+            loss += own.detach()
+        nn.utils.clip_grad_norm_(self.teacher.parameters(), _CLIP_NORM)
         self.optimizer.step()
         self.schedule.step()
-        return float(loss.detach())
+        self._follow()
+        return group.total(loss)
 
-    def _loss(self, users: Tensor, table: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        config = self.config
-        if config.loss == "gbce":
-            wrong = torch.from_numpy(self.rng.choice(self.known, config.negatives)).to(_device())
+    def _follow(self) -> None:
+        """Move the average; early on it forgets fast, for it began at weights that know nothing."""
+        keep = min(self.config.averaging, (1 + self.done) / (10 + self.done))
+        with torch.no_grad():
+            for name, own in self.teacher.named_parameters():
+                self.average[name].mul_(keep).add_(own.detach(), alpha=1 - keep)
+
+    def _examples(self, batch: Windows) -> _Examples:
+        config, rng = self.config.teacher, self.rng
+        weights, hidden = batch.weights, None
+        if not self.config.repeats:
+            weights = weights * ~had_before(batch)
+        if not self.teacher.is_causal:
+            hidden = rng.random(weights.shape) < config.mask_share
+            hidden[:, -1] = True
+            weights = weights * hidden
+        is_kept = rng.random((len(self.texts), 1)) >= config.id_dropout
+        return _Examples(
+            weights=weights,
+            hidden=hidden,
+            has_context=rng.random(weights.shape) >= config.context_dropout,
+            keep_ids=self._tensor((is_kept & self.is_known).astype(np.float32)),
+            negatives=self._negatives(),
+        )
+
+    def _part_loss(self, batch: Windows, examples: _Examples, part: NDArray[np.int64]) -> Tensor:
+        """Return the sum of losses of some windows of a batch."""
+        is_nothing = not len(part)  # still computed: the others wait for this process
+        part = np.zeros(1, np.int64) if is_nothing else part
+        weights = examples.weights[part] * (0.0 if is_nothing else 1.0)
+        asked = examples.weights[part] > 0  # (B, T), E of them
+        names = ("rows", "types", "gaps", "ages")
+        columns = Columns(*(self._tensor(getattr(batch, name)[part]) for name in names))
+        contexts = None
+        if batch.contexts is not None and self.config.teacher.reads_events:
+            scaled = scale_context(batch.contexts[part][asked])  # (E, C)
+            contexts = self._tensor(scaled * examples.has_context[part][asked][:, None])
+        with self._precision():
+            told = self.model(
+                self.texts,
+                columns,
+                asked=self._tensor(asked),
+                hidden=None if examples.hidden is None else self._tensor(examples.hidden[part]),
+                contexts=contexts,
+                keep_ids=examples.keep_ids,
+            )
+            targets = self._tensor(batch.targets[part][asked])
+            had = None if self.config.repeats else self._tensor(pasts_of(batch.rows[part], asked))
+            own = self._tensor(weights[asked].astype(np.float32))
+            return self._loss(told, targets, own, had, examples.negatives)
+
+    def _loss(
+        self,
+        told: Told,
+        targets: Tensor,
+        weights: Tensor,
+        had: Tensor | None,
+        negatives: Negatives | None,
+    ) -> Tensor:
+        if self.config.loss == "gbce" and negatives is not None:
             return gbce_loss(
-                users,
-                table,
+                told.users,
+                told.table,
                 targets,
                 weights,
-                wrong,
+                negatives.rows,
                 n_items=len(self.known),
-                calibration=config.calibration,
+                calibration=self.config.calibration,
+                offset=told.offset,
             )
-        among = torch.from_numpy(self.known).to(_device())
-        negatives = self._negatives(len(table))
-        return next_item_loss(users, table, targets, weights, among=among, negatives=negatives)
+        return softmax_loss(
+            told.users,
+            told.table,
+            targets,
+            weights,
+            among=self.among,
+            negatives=negatives,
+            had=had,
+        )
 
-    def _negatives(self, n_rows: int) -> Negatives | None:
-        if len(self.known) <= self.config.full_softmax_items:
+    def _negatives(self) -> Negatives | None:
+        config = self.config
+        log_q = np.zeros(len(self.texts) + 1, np.float32)
+        if config.loss == "gbce":
+            rows = self.rng.choice(self.known, config.negatives)
+        elif len(self.known) <= config.full_softmax_items:
             return None
-        size = self.config.negatives
-        rows = self.rng.choice(self.known, size, p=self.draw)
-        log_q = np.zeros(n_rows, np.float32)
-        log_q[self.known] = np.log(size * self.draw)
-        return Negatives(*(torch.from_numpy(column).to(_device()) for column in (rows, log_q)))
+        else:
+            rows = self.rng.choice(self.known, config.negatives, p=self.draw)
+            log_q[self.known] = np.log(config.negatives * self.draw)
+        return Negatives(self._tensor(rows), self._tensor(log_q))
 
-    def _contexts(self, batch: Windows, asked: Tensor) -> Tensor | None:
-        config = self.config.teacher
-        if batch.contexts is None or not config.reads_events:
-            return None
-        scaled = torch.from_numpy(scale_context(batch.contexts[asked.cpu().numpy()]))  # (E, C)
-        is_kept = torch.rand(len(scaled), 1) >= config.context_dropout
-        return (scaled * is_kept).to(_device())
+    def _precision(self) -> AbstractContextManager[Any]:
+        kind, wanted = self.group.device.type, self.config.precision
+        is_able = kind == "cuda" and torch.cuda.is_bf16_supported()
+        if wanted == "bfloat16" or (wanted == "auto" and is_able):
+            return torch.autocast(kind, torch.bfloat16)
+        return nullcontext()
 
-    def save(self, path: Path) -> None:
-        """Write all that the next epoch depends on, in one step (rename)."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.new")
-        held = {
-            "fingerprint": self.fingerprint,
-            "counts": (self.done, self.epoch, self.ndcg, self.best, self.best_epoch),
-            "weights": self.teacher.state_dict(),
-            "best_weights": self.best_weights,
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-            "numpy_rng": json.dumps(self.rng.bit_generator.state),
-        }
-        if torch.cuda.is_available():
-            held["cuda_rng"] = torch.cuda.get_rng_state()
-        torch.save(held, unfinished)
-        unfinished.replace(path)
-
-    def load(self, path: Path) -> None:
-        """Go on from a checkpoint.
-
-        Raises
-        ------
-        CheckpointError
-            If it is of another run.
-        """
-        held: dict[str, Any] = torch.load(path, map_location=_device(), weights_only=True)
-        if held["fingerprint"] != self.fingerprint:
-            raise CheckpointError(
-                f"{path} was made with other data, settings or another seed. Delete it to start "
-                "anew, or give the ones it was made with."
-            )
-        self.done, self.epoch, self.ndcg, self.best, self.best_epoch = held["counts"]
-        self.teacher.load_state_dict(held["weights"])
-        self.best_weights = held["best_weights"]
-        self.optimizer.load_state_dict(held["optimizer"])
-        self.schedule.load_state_dict(held["schedule"])
-        torch.set_rng_state(held["torch_rng"].cpu())
-        self.rng.bit_generator.state = json.loads(held["numpy_rng"])
-        if "cuda_rng" in held and torch.cuda.is_available():
-            torch.cuda.set_rng_state(held["cuda_rng"].cpu())
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.group.device)
 
 
 def teacher_scores(
     teacher: Teacher, texts: NDArray[np.float32]
 ) -> Callable[[Requests], NDArray[np.float32]]:
     """Return a function that scores the whole catalogue for requests, shape (B, N)."""
-    teacher.eval()
     device = next(teacher.parameters()).device
-    with torch.no_grad():
-        table = teacher.item_table(torch.from_numpy(texts).to(device))  # (N + 1, M)
+    return _scores(teacher, teacher, torch.from_numpy(texts).to(device))
 
-    def score(requests: Requests) -> NDArray[np.float32]:
+
+def _scores(
+    model: nn.Module, teacher: Teacher, texts: Tensor
+) -> Callable[[Requests], NDArray[np.float32]]:
+    teacher.eval()
+
+    def score(asked: Requests) -> NDArray[np.float32]:
+        ages = np.where(asked.rows > 0, time_bucket(asked.age_s), 0)
+        held = (asked.rows, asked.types, gap_buckets(asked.rows, asked.age_s), ages)
+        columns = Columns(*(torch.from_numpy(own).to(texts.device) for own in held))
+        contexts = torch.from_numpy(scale_context(asked.contexts)).to(texts.device)
         with torch.no_grad():
-            users = request_users(teacher, table, requests)
-            scores: NDArray[np.float32] = (users @ table[1:].T).cpu().numpy()
+            told = model(texts, columns, contexts=contexts)
+            scores: NDArray[np.float32] = (told.users @ told.table[1:].T).cpu().numpy()
         return scores
 
     return score
-
-
-def request_users(teacher: Teacher, table: Tensor, requests: Requests) -> Tensor:
-    """Return the user vectors of requests, shape (B, M)."""
-    rows = requests.rows
-    ages = np.where(rows > 0, time_bucket(requests.age_s), 0)
-    gaps = gap_buckets(rows, requests.age_s)
-    columns = (rows, requests.types, gaps, ages, scale_context(requests.contexts))
-    own_rows, types, own_gaps, own_ages, contexts = (
-        torch.from_numpy(column).to(table.device) for column in columns
-    )
-    states = teacher.states(table, own_rows, types, own_gaps, own_ages)
-    return teacher.users(states[:, -1], contexts, own_ages[:, -1])
-
-
-def _start(
-    teacher: Teacher,
-    histories: Histories,
-    counts: NDArray[np.float64],
-    *,
-    until_s: int,
-    seed: int,
-) -> None:
-    """Let the network's last column begin as popularity, and the factors as a factorisation."""
-    is_known = counts[1:] > 0
-    logs = np.log1p(counts[1:])
-    logs -= logs[is_known].mean() if is_known.any() else 0.0
-    own, factors = teacher.ids.weight, teacher.factors
-    with torch.no_grad():
-        own[:, -1] = torch.from_numpy(logs.astype(np.float32))
-        own *= torch.from_numpy(is_known[:, None])
-    if not teacher.config.factors:
-        return
-    is_past = (histories.time_s < until_s) & (TARGET_WEIGHT[histories.types] > 0)
-    users = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offsets))
-    rows, width = histories.rows[is_past] - 1, teacher.config.factors
-    found = item_factors(users[is_past], rows, len(own), width=width, seed=seed)
-    has_some = found.any(axis=1)
-    if not has_some.any():
-        return
-    length = float(np.linalg.norm(found[has_some], axis=1).mean())
-    with torch.no_grad():
-        factors.copy_(torch.from_numpy((found / length).astype(np.float32)))
-        teacher.pool.copy_(torch.eye(width) * _SEEDED_LOGITS * length**2)
-        teacher.user_out.bias[-1] = 0.0  # the factors know popularity already
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _fingerprint(
-    histories: Histories,
-    texts: NDArray[np.float32],
-    cuts: tuple[int, int],
-    config: TeacherTraining,
-    seed: int,
-) -> str:
-    """Return a hash of all that decides what training makes, but for the machine."""
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([asdict(config), cuts, seed]).encode())
-    for column in (histories.offsets, histories.rows, histories.types, histories.time_s, texts):
-        digest.update(np.ascontiguousarray(column).tobytes())
-    if histories.contexts is not None:
-        digest.update(histories.contexts.tobytes())
-    return digest.hexdigest()

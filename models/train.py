@@ -16,7 +16,7 @@ The same input, seed and thread count give the same file, byte for byte, on one 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -27,32 +27,30 @@ from torch import Tensor
 
 from models.checkpoint import write_model
 from models.dataset import (
-    TARGET_WEIGHT,
     Histories,
     Requests,
     Windows,
     gap_buckets,
+    had_before,
     n_windows,
+    pasts_of,
     popularity,
     targets_between,
     time_bucket,
     time_split,
     training_windows,
 )
-from models.evaluate import next_item_metrics, next_item_ranks
+from models.evaluate import next_item_metrics, next_item_ranks, of_new
 from models.export import export_student
-from models.factors import item_factors
 from models.features import scale_context
 from models.optimization import optimization
 from models.retrieval import is_plain_better
 from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
+from models.student_start import SEEDED, factors_of, seed_factors, seed_popularity
 from models.text import encode_texts
 
+FULL_SOFTMAX_ONCE: Final = 10_000  # items
 _CLIP_NORM: Final = 1.0
-# What goes together is known from the start: its parameters learn at this share of the rate.
-_SEEDED: Final = ("ids.weight", "pool.weight")
-_SEEDED_LOGITS: Final = 30.0  # of what a user is sure to want: products of factors are 0 to 1
-_QUIET: Final = 0.1  # the rest of the network begins with a tenth of its usual say
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,19 @@ class TrainConfig:
     weight_decay: float = 0.05
     validation: float = 0.1  # share of events
     test: float = 0.1  # share of events, the newest
+    repeats: bool = True  # False: an item is had once, and what a user had is no wrong answer
     max_requests: int = 2_000  # of the validation; the test takes five times as many
     full_softmax_items: int = 4_000  # beyond, `negatives` are drawn instead
     negatives: int = 2_048
     threads: int = 1  # more slow it down where other processes want the cores
+
+    def once(self) -> "TrainConfig":
+        """Return the same for data where an item is had once.
+
+        The softmax is whole up to `FULL_SOFTMAX_ONCE` items: a sample leaves nothing out.
+        """
+        n_items = max(self.full_softmax_items, FULL_SOFTMAX_ONCE)
+        return replace(self, repeats=False, full_softmax_items=n_items)
 
 
 class Progress(NamedTuple):
@@ -81,6 +88,14 @@ class Progress(NamedTuple):
     epoch: int
     loss: float
     ndcg: float  # validation NDCG@10 of the epoch before, 0 in the first
+
+
+class Fitted(NamedTuple):
+    """A student as trained, before it is a file."""
+
+    student: Student
+    metrics: dict[str, float]
+    factors: NDArray[np.float32] | None  # shape (N, W); None where the network itself retrieves
 
 
 class TrainResult(NamedTuple):
@@ -129,14 +144,36 @@ def train_student(
     ValueError
         If there are no events to train on before the first cut.
     """
+    fitted = fit_student(
+        histories,
+        encode_texts(list(item_texts)),
+        config=config,
+        seed=seed,
+        on_progress=on_progress,
+        teacher=teacher,
+    )
+    model = export_student(fitted.student, item_ids, fitted.metrics, fitted.factors)
+    return TrainResult(path, write_model(path, model), fitted.metrics)
+
+
+def fit_student(
+    histories: Histories,
+    texts: NDArray[np.float32],
+    *,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+    teacher: Teacher | None = None,
+) -> Fitted:
+    """Train a student; as `train_student`, but for the items' text vectors, shape (N, TEXT_DIM)."""
     config = config or TrainConfig()
-    texts = encode_texts(list(item_texts))
+    n_items = len(texts)
     cuts = time_split(histories, validation=config.validation, test=config.test)
     with deterministic(seed, config.threads):
-        student = Student(config.student, len(item_ids))
-        _seed_popularity(student, popularity(histories, len(item_ids), until_s=cuts[0]))
-        seeds = _factors(histories, len(item_ids), config.student.width - 1, cuts[0], seed)
-        _seed_factors(student, seeds)
+        student = Student(config.student, n_items)
+        seed_popularity(student, popularity(histories, n_items, until_s=cuts[0]))
+        seeds = factors_of(histories, n_items, config.student.width - 1, cuts[0], seed)
+        seed_factors(student, seeds)
         trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
         epochs = trainer.fit(on_progress or (lambda _: None), teacher)
         metrics = {
@@ -150,10 +187,29 @@ def train_student(
         metrics.update(found)
     factors = None
     if plain:  # made anew of all that is known: nothing is measured by them any more
-        whole = _factors(histories, len(item_ids), config.student.width, None, seed)
+        whole = factors_of(histories, n_items, config.student.width, None, seed)
         factors = whole.astype(np.float32)
-    model = export_student(student, item_ids, metrics, factors)
-    return TrainResult(path, write_model(path, model), metrics)
+    return Fitted(student, metrics, factors)
+
+
+def recover_student(
+    student: Student,
+    histories: Histories,
+    texts: NDArray[np.float32],
+    *,
+    config: TrainConfig,
+    seed: int = 0,
+    on_progress: Callable[[Progress], None] | None = None,
+    teacher: Teacher | None = None,
+) -> None:
+    """Train a student further, in place, to its best epoch by the validation.
+
+    `config.student` is not read: the sizes are the student's own.
+    """
+    cuts = time_split(histories, validation=config.validation, test=config.test)
+    with deterministic(seed, config.threads):
+        trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
+        trainer.fit(on_progress or (lambda _: None), teacher)
 
 
 class _Trainer:
@@ -176,7 +232,7 @@ class _Trainer:
         self.total = config.epochs * n_batches
         self.optimizer, self.schedule = optimization(
             student,
-            _SEEDED,
+            SEEDED,
             learning_rate=config.learning_rate,
             weight_decay=config.weight_decay,
             n_steps=self.total,
@@ -186,19 +242,16 @@ class _Trainer:
         self.is_known = torch.from_numpy(counts[1:, None] > 0)  # (N, 1)
         self.draw = np.sqrt(counts[self.known])  # between uniform and popularity
         self.draw /= self.draw.sum()
-        self.validation = targets_between(histories, *cuts, limit=config.max_requests)
+        self.validation = targets_between(
+            histories, *cuts, limit=config.max_requests, repeats=config.repeats
+        )
 
     def fit(self, on_progress: Callable[[Progress], None], teacher: Teacher | None) -> int:
         """Train to the best epoch; return how many epochs ran."""
         best, best_state, best_epoch, done, ndcg = -1.0, None, 0, 0, 0.0
         for epoch in range(1, self.config.epochs + 1):
             self.student.train()
-            for batch in training_windows(
-                self.histories,
-                until_s=self.cuts[0],
-                batch_size=self.config.batch_size,
-                rng=self.rng,
-            ):
+            for batch in self._batches():
                 loss = self._step(batch, teacher(batch) if teacher else None)
                 done += 1
                 on_progress(Progress(min(done, self.total), self.total, epoch, loss, ndcg))
@@ -214,9 +267,20 @@ class _Trainer:
             self.student.load_state_dict(best_state)
         return epoch
 
+    def _batches(self) -> Iterator[Windows]:
+        config = self.config
+        for batch in training_windows(
+            self.histories, until_s=self.cuts[0], batch_size=config.batch_size, rng=self.rng
+        ):
+            if config.repeats:
+                yield batch
+            else:
+                yield batch._replace(weights=batch.weights * ~had_before(batch))
+
     def _validation_ndcg(self) -> float:
         score = catalogue_scores(self.student, self.texts.numpy())
-        rank = next_item_ranks(score, self.histories, self.validation)
+        kept = score if self.config.repeats else of_new(score)
+        rank = next_item_ranks(kept, self.histories, self.validation)
         return next_item_metrics(rank)["ndcg@10"]
 
     def _step(self, batch: Windows, teacher: TeacherLogits | None) -> float:
@@ -229,6 +293,9 @@ class _Trainer:
         picked = weights > 0  # (B, T), E of them
         contexts = self._contexts(batch, picked)
         users = student.users(states[picked], contexts, torch.from_numpy(batch.ages)[picked])
+        had = None
+        if not self.config.repeats:
+            had = torch.from_numpy(pasts_of(batch.rows, batch.weights > 0))  # (E, T)
         loss = next_item_loss(
             users,
             table,
@@ -236,6 +303,7 @@ class _Trainer:
             weights[picked],
             among=torch.from_numpy(self.known),
             negatives=self._negatives(),
+            had=had,
             teacher=teacher,
         )
         self.optimizer.zero_grad()
@@ -295,15 +363,19 @@ def _test_metrics(
 
     Popularity counts up to the test, past the end of the student's own training.
     """
-    events = targets_between(histories, cuts[1], None, limit=5 * config.max_requests)
+    events = targets_between(
+        histories, cuts[1], None, limit=5 * config.max_requests, repeats=config.repeats
+    )
     counts = popularity(histories, len(texts), until_s=cuts[1])
     is_cold = popularity(histories, len(texts), until_s=cuts[0])[histories.rows[events]] == 0
-    rank = next_item_ranks(catalogue_scores(student, texts), histories, events)
-    popular = next_item_ranks(
-        lambda requests: np.broadcast_to(counts[1:], (len(requests.rows), len(texts))),
-        histories,
-        events,
-    )
+
+    def by_count(requests: Requests) -> NDArray[np.float64]:
+        return np.broadcast_to(counts[1:], (len(requests.rows), len(texts)))
+
+    def ranked(score: Callable[[Requests], NDArray[np.floating]]) -> NDArray[np.int64]:
+        return next_item_ranks(score if config.repeats else of_new(score), histories, events)
+
+    rank, popular = ranked(catalogue_scores(student, texts)), ranked(by_count)
     return {
         **next_item_metrics(rank),
         "test_requests": float(len(events)),
@@ -311,50 +383,6 @@ def _test_metrics(
         "cold_hr@100": next_item_metrics(rank[is_cold])["hr@100"],
         **{f"popularity_{name}": value for name, value in next_item_metrics(popular).items()},
     }
-
-
-def _seed_popularity(student: Student, counts: NDArray[np.float64]) -> None:
-    """Give items met in training the log of their count, centred, as popularity.
-
-    Items not met get no vector of their own: their text speaks for them, as for an item that
-    comes after training.
-    """
-    is_known = counts[1:] > 0
-    logs = np.log1p(counts[1:])
-    logs -= logs[is_known].mean() if is_known.any() else 0.0
-    with torch.no_grad():
-        student.ids.weight[:, -1] = torch.from_numpy(logs.astype(np.float32))
-        student.ids.weight *= torch.from_numpy(is_known[:, None])
-
-
-def _factors(
-    histories: Histories, n_items: int, width: int, until_s: int | None, seed: int
-) -> NDArray[np.float64]:
-    """Return factors of items by what was wanted before a time, or at all, shape (N, width)."""
-    is_past = TARGET_WEIGHT[histories.types] > 0
-    if until_s is not None:
-        is_past &= histories.time_s < until_s
-    users = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offsets))
-    rows = histories.rows[is_past] - 1
-    return item_factors(users[is_past], rows, n_items, width=width, seed=seed)
-
-
-def _seed_factors(student: Student, factors: NDArray[np.float64]) -> None:
-    """Let the items' own vectors and the plain part of the user's begin as a factorisation.
-
-    The last column stays the popularity, which the factors know already: it begins without a say.
-    """
-    own = student.ids.weight
-    is_known = factors.any(axis=1)
-    if not is_known.any():
-        return
-    length = float(np.linalg.norm(factors[is_known], axis=1).mean())
-    with torch.no_grad():
-        own[:, :-1] = torch.from_numpy((factors / length).astype(np.float32))
-        student.pool.weight[:-1, :-1] = torch.eye(own.shape[1] - 1) * _SEEDED_LOGITS * length**2
-        student.user_out.bias[-1] = 0.0
-        for layer in (student.text, student.user_out, student.request_out):
-            layer.weight *= _QUIET
 
 
 @contextmanager

@@ -3,12 +3,16 @@
 Reads   `Decision` and `Feedback` of one shard, each with its partition and that partition's
         watermark.
 Emits   `Reward` for the learner and `ItemSignal` ("push", "open") for item statistics.
-Owns    what an outcome is worth, and when a decision counts as answered.
+Owns    when a decision counts as answered, and what is learned of it then.
 
-A push is worth the sum of what its user did with it, each outcome once: opened, converted,
-dismissed, opted_out. The first outcome is learned at once. If none has come when the window
-closes, `no_response` is learned; what comes later becomes a correction, the difference to what
-was learned. So whatever the order of messages, the rewards of a decision add up to its worth.
+A push is worth the sum of what its user did with it, each outcome once (`operators.rewards`). The
+first outcome is learned at once. If none has come when the window closes, `no_response` is
+learned; what comes later becomes a correction, the difference to what was learned. So whatever
+the order of messages, the rewards of a decision add up to its worth.
+
+Where delays are estimated, silence is learned earlier: at the age that responses have on average,
+so that young pushes are not known by their responses alone (`models.delay`). Each push keeps the
+age that held when it was sent.
 
 A push that never reached anybody (token_invalid, expired) teaches nothing: no reward, or back to
 0 if the window had closed before that was known.
@@ -25,10 +29,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.arms import LIMIT, D, design
-from operators.attribution_state import STATE_VERSION, AttributionState, Pending, decode_state
-from operators.hops import ItemSignal, Reward
+from models.delay import add_delay, mean_delay_ms
+from operators.attribution_state import (
+    NO_USER,
+    STATE_VERSION,
+    AttributionState,
+    Pending,
+    decode_state,
+)
+from operators.hops import ItemSignal, Reward, learner_shard
 from operators.messages import NONE_ARM, Decision, Feedback
 from operators.packed import Armed, armed_of
+from operators.rewards import OUTCOMES, RewardRules
 from operators.timers import PartitionTimers, load_timers
 
 UNDELIVERED: Final = frozenset(("token_invalid", "expired"))
@@ -53,15 +65,13 @@ class Attribution:
     ----------
     states
         The shard's users; timers are rebuilt from its `scan_raw`.
-    opened, converted, dismissed, opted_out
-        What an outcome is worth, reward units.
-    no_response
-        What a push without outcome is worth when its window has closed.
-    window_ms
-        How long feedback waits for its decision, event time; a decision's own window is its
-        `reward_deadline`.
-    forget_after_ms
-        How long after its deadline a decision still takes corrections. Default 2 x `window_ms`.
+    rules
+        What outcomes are worth, and how long each counts. Feedback waits for its decision for
+        `rules.window_ms`; a decision's own window ends at its `reward_deadline`.
+    estimates_delays
+        Learn silence at the mean delay of responses; else when the window closes.
+    separate_arms
+        Have each experiment arm learn from its own pushes alone.
     idle_after_ms
         How long a user's recent items are kept after their last interaction. Like the other times,
         a change holds at once for what comes, and from its next timer on for what waits.
@@ -69,6 +79,8 @@ class Attribution:
         The same for a user who has bought something: long enough to see it bought again.
     feature_spec
         Learn only from decisions with this `learning.feature_spec`; "" checks sizes alone.
+    n_columns
+        Of the rows of these.
 
     Attributes
     ----------
@@ -92,8 +104,9 @@ class Attribution:
     >>> from operators.attribution_state import encode_state, new_state
     >>> from operators.shards import DictShard
     >>> shard = DictShard("07", encode=encode_state, decode=decode_state, new=new_state)
-    >>> attribution = Attribution(shard, opened=1.0, converted=1.0, dismissed=-0.3,
+    >>> rules = RewardRules(opened=1.0, clicked=0.5, converted=1.0, dismissed=-0.3,
     ...     opted_out=-5.0, no_response=-0.05, window_ms=1_000)
+    >>> attribution = Attribution(shard, rules)
     >>> day = 1_700_000_000_000
     >>> sent = msgspec.convert(dict(
     ...     decision_id="d1", user_id="u1", decided_at=day, outcome="send", reason_codes=[],
@@ -123,31 +136,23 @@ class Attribution:
     def __init__(
         self,
         states: States,
+        rules: RewardRules,
         *,
-        opened: float,
-        converted: float,
-        dismissed: float,
-        opted_out: float,
-        no_response: float,
-        window_ms: int,
-        forget_after_ms: int | None = None,
+        estimates_delays: bool = False,
+        separate_arms: bool = False,
         idle_after_ms: int = 30 * 86_400_000,
         buyer_idle_after_ms: int = 180 * 86_400_000,
         feature_spec: str = "",
+        n_columns: int = D,
     ) -> None:
         self._states = states
-        self._worth = {
-            "opened": opened,
-            "converted": converted,
-            "dismissed": dismissed,
-            "opted_out": opted_out,
-        }
-        self._no_response = no_response
-        self._window_ms = window_ms
-        self._forget_after_ms = 2 * window_ms if forget_after_ms is None else forget_after_ms
+        self._rules = rules
+        self._estimates_delays = estimates_delays
+        self._separate_arms = separate_arms
+        self._window_ms = rules.window_ms
         self._idle_after_ms = idle_after_ms
         self._buyer_idle_after_ms = buyer_idle_after_ms
-        self._feature_spec = feature_spec
+        self._feature_spec, self._n_columns = feature_spec, n_columns
         self.counts: Counter[str] = Counter()
         self._timers = load_timers(states.scan_raw(), STATE_VERSION, self._older_timers)
 
@@ -176,14 +181,14 @@ class Attribution:
         if pending is None:
             return []
         decision_id, user_id = decision.decision_id, decision.user_id
-        if pending.deadline_ms + self._forget_after_ms <= watermark_ms:
+        if self._ends_ms(pending) <= watermark_ms:
             return self._ignore("stale")
         state = self._state(user_id, partition)
         if decision_id in state.pending:
             return self._ignore("duplicate")
         out = self._make_room(state, partition)
         state.pending[decision_id] = pending
-        self._arm_soon(user_id, state, pending.deadline_ms)
+        self._arm_soon(user_id, state, self._due_of(pending))
         out.append(self._signal(state, pending, "push", decision.decided_at))
         # In order of event time, so that the order of arrival leaves no trace.
         early = state.early.pop(decision_id, [])
@@ -193,7 +198,7 @@ class Attribution:
 
     def on_feedback(self, feedback: Feedback, partition: int, watermark_ms: int) -> list[Output]:
         """Take feedback; "accepted" and "delivered" change no reward."""
-        if feedback.type not in self._worth and feedback.type not in UNDELIVERED:
+        if feedback.type not in OUTCOMES and feedback.type not in UNDELIVERED:
             return []
         known = self._states.peek(feedback.user_id)
         if known is None or feedback.decision_id not in known.pending:
@@ -230,8 +235,29 @@ class Attribution:
         if x is None or self._feature_spec not in ("", learning.feature_spec):
             self.counts["mismatched"] += 1
             return None
-        latest_ms = decision.decided_at + MAX_WINDOW_MS
-        return Pending(action.item_id, min(learning.reward_deadline, latest_ms), x.tobytes())
+        decided_ms = decision.decided_at
+        deadline_ms = min(learning.reward_deadline, decided_ms + MAX_WINDOW_MS)
+        pending = Pending(
+            action.item_id,
+            deadline_ms,
+            x.tobytes(),
+            decided_ms=decided_ms,
+            channel=decision.delivery.channel,
+            campaign_id=learning.campaign_id,
+            trigger=decision.trigger.type,
+            rewards=learning.rewards,
+            arm=learning.arm if self._separate_arms else "",
+        )
+        pending.silence_ms = self._silence_ms(pending)
+        return pending
+
+    def _silence_ms(self, pending: Pending) -> int:
+        """Return when silence is to be learned, 0: when the window closes."""
+        known = self._states.peek(NO_USER) if self._estimates_delays else None
+        delay_ms = mean_delay_ms(known.delays, pending.channel) if known is not None else None
+        if delay_ms is None:
+            return 0
+        return min(self._sent_ms(pending) + delay_ms, pending.deadline_ms)
 
     def _make_room(self, state: AttributionState, partition: int) -> list[Output]:
         """Settle the oldest push of a user who has too many, as if its window closed now."""
@@ -262,13 +288,18 @@ class Attribution:
     def _apply(
         self, state: AttributionState, pending: Pending, feedback: Feedback, partition: int
     ) -> list[Output]:
-        if feedback.time_ms >= pending.deadline_ms + self._forget_after_ms:
+        credit_ms = self._rules.credit_of(feedback.type, pending.rewards)
+        if feedback.time_ms >= self._sent_ms(pending) + credit_ms:
             return self._ignore("orphan")
         seen = zip(pending.types, pending.feedback_ids, strict=True)
         if any(_is_repeat(feedback, kind, feedback_id) for kind, feedback_id in seen):
             return self._ignore("duplicate")
         pending.types.append(feedback.type)
         pending.feedback_ids.append(feedback.feedback_id)
+        if feedback.type in OUTCOMES:
+            pending.first_ms = min(pending.first_ms or feedback.time_ms, feedback.time_ms)
+        if feedback.type == "converted" and feedback.value is not None:
+            pending.value = feedback.value
         out = self._settle(feedback.decision_id, pending, partition, feedback.time_ms)
         if feedback.type == "opened":
             out.append(self._signal(state, pending, "open", feedback.time_ms))
@@ -285,19 +316,29 @@ class Attribution:
         reward = worth - (pending.learned or 0.0)
         pending.learned = worth
         x = np.frombuffer(pending.x)  # (D,)
-        if x.shape != (D,):  # kept through an upgrade that changed the columns
+        if x.shape != (self._n_columns,):  # kept through an upgrade that changed the columns
             return self._ignore("mismatched")
-        return [Reward(f"p{partition}", decision_id, x, reward, is_correction, time_ms)]
+        learned = Reward(
+            learner_shard(partition, pending.arm),
+            decision_id,
+            x,
+            reward,
+            is_correction,
+            time_ms,
+            decided_ms=pending.decided_ms or self._sent_ms(pending),
+            campaign_id=pending.campaign_id,
+            trigger=pending.trigger,
+        )
+        return [learned]
 
     def _worth_of(self, pending: Pending) -> float | None:
         """Return a push's reward by all that is known, or None if there is none to learn yet."""
-        # In the table's order: the order of arrival must not reach the last bits of the sum.
-        outcomes = [worth for kind, worth in self._worth.items() if kind in pending.types]
-        if outcomes:
-            return sum(outcomes)
-        if not UNDELIVERED.isdisjoint(pending.types):
+        is_answered = any(kind in OUTCOMES for kind in pending.types)
+        if not is_answered and not UNDELIVERED.isdisjoint(pending.types):
             return None if pending.learned is None else 0.0
-        return self._no_response if pending.is_closed else None
+        if is_answered or pending.is_closed:
+            return self._rules.worth(pending.types, pending.value, pending.rewards)
+        return None
 
     def _fire(self, user_id: str, due_ms: int, partition: int) -> list[Output]:
         """Do what is due for a user at an instant of an armed timer, and arm the next."""
@@ -326,12 +367,22 @@ class Attribution:
     def _close_windows(self, state: AttributionState, due_ms: int, partition: int) -> list[Output]:
         out: list[Output] = []
         pending = state.pending
-        closing = [key for key, push in pending.items() if not push.is_closed]
-        for key in sorted(closing, key=lambda key: (pending[key].deadline_ms, key)):
-            if pending[key].deadline_ms <= due_ms:
+        waiting = [(self._due_of(push), key) for key, push in pending.items() if not push.is_closed]
+        for silence_ms, key in sorted(waiting):
+            if silence_ms <= due_ms:
                 pending[key].is_closed = True
-                out += self._settle(key, pending[key], partition, pending[key].deadline_ms)
+                out += self._settle(key, pending[key], partition, silence_ms)
+        for _, push in sorted(pending.items()):
+            if not push.is_matured and push.deadline_ms <= due_ms:
+                push.is_matured = True
+                self._note_delay(push)
         return out
+
+    def _note_delay(self, push: Pending) -> None:
+        """Learn from a push whose window has closed how long its response took."""
+        if self._estimates_delays and 0 < push.first_ms < push.deadline_ms:
+            delay_ms = max(push.first_ms - self._sent_ms(push), 0)
+            add_delay(self._states.get(NO_USER).delays, push.channel, delay_ms)
 
     def _forget_pushes(self, state: AttributionState, due_ms: int) -> None:
         """Drop pushes that take no more corrections."""
@@ -351,7 +402,17 @@ class Attribution:
                     state.early[key] = kept
 
     def _due_of(self, pending: Pending) -> int:
-        return pending.deadline_ms + (self._forget_after_ms if pending.is_closed else 0)
+        """Return when time next does something to a push: silence, the window, its end."""
+        if not pending.is_closed:
+            return pending.silence_ms or pending.deadline_ms
+        return self._ends_ms(pending) if pending.is_matured else pending.deadline_ms
+
+    def _sent_ms(self, pending: Pending) -> int:
+        return pending.deadline_ms - self._rules.window_of(pending.rewards)
+
+    def _ends_ms(self, pending: Pending) -> int:
+        """Return when no outcome counts any more."""
+        return self._sent_ms(pending) + self._rules.longest_ms(pending.rewards)
 
     def _soon_ms(self, state: AttributionState) -> int:
         """Return when time next does something to a push or to early feedback; 0: never."""

@@ -7,23 +7,35 @@ from typing import Final
 
 import msgspec
 
-from operators.messages import Feedback
+from operators.messages import CampaignRewards, Feedback
 from operators.packed import HEAD_BYTES, Armed, Versions, head
 
 # 1 had no head, and its timers were all made anew; 2 did not know what its user had bought.
 STATE_VERSION: Final = 3
+NO_USER: Final = ""  # its key holds what is known of the shard's users together
 
 
 class Pending(msgspec.Struct, array_like=True):
-    """A push whose worth may still change: about 500 bytes."""
+    """A push whose worth may still change: about 550 bytes."""
 
     item_id: str
     deadline_ms: int
     x: bytes  # row of models.arms.design, float64 (D,)
     learned: float | None = None  # sum of the rewards emitted; None: none yet
-    is_closed: bool = False  # the window
+    is_closed: bool = False  # silence counts
     types: list[str] = []  # feedback applied, one of each type
     feedback_ids: list[str] = []
+    # Nothing below was kept by releases before the one that learned to forget.
+    decided_ms: int = 0
+    silence_ms: int = 0  # when silence counts; 0: when the window closes
+    is_matured: bool = False  # the window has closed
+    first_ms: int = 0  # the first response; 0: none
+    value: float = 0.0  # of the conversion
+    channel: str = ""
+    campaign_id: str = ""
+    trigger: str = ""  # its type
+    rewards: CampaignRewards | None = None  # in place of the settings'
+    arm: str = ""  # that learns from it alone; "": all do
 
 
 class AttributionState(msgspec.Struct, array_like=True):
@@ -52,6 +64,7 @@ class AttributionState(msgspec.Struct, array_like=True):
     later_ms: int = 0  # idle, as of some interaction
     seen: bytearray = msgspec.field(default_factory=bytearray)  # of `operators.duplicates`
     bought: dict[str, int] = {}  # item_id -> when it was last bought, ms; of `operators.item_stats`
+    delays: dict[str, tuple[float, float]] = {}  # of `models.delay`, in the state of NO_USER alone
 
 
 _encoder = msgspec.msgpack.Encoder()

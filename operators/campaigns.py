@@ -6,7 +6,9 @@ Owns    the checks of a campaign as a whole, the order among campaigns, the spli
 
 A user's arm follows from the experiment's salt and the user_id alone, so it needs no state and
 stays the same through restarts. Holdout is drawn from another stream of the hash than the arms:
-were it the same, widening the holdout would take users from one arm first.
+were it the same, widening the holdout would take users from one arm first. And it is drawn by one
+salt for all campaigns: whoever is held out of one is held out of each with as large a share, and
+stays so when an experiment gets a new salt.
 """
 
 from bisect import bisect_right
@@ -23,6 +25,8 @@ from operators.messages import Audience, Campaign, Caps, Experiment
 
 HOLDOUT: Final = "holdout"  # never sent to, to measure lift
 POLICY: Final = "policy"  # what holdout and the named arms leave over
+HOLDOUT_SALT: Final = "pushflow"
+_MOST_OF_A_NAME: Final = 64  # an arm's name is part of a learner shard's
 _ARM_STREAM: Final = 0  # seeds of the hash
 _HOLDOUT_STREAM: Final = 1
 _PURCHASES: Final = COLUMN["purchases_total"]
@@ -42,6 +46,8 @@ class CampaignTable:
     validate
         A further check of each campaign, which raises ValueError; `operators.content.
         validate_templates` in the flows. None: no further check.
+    holdout_salt
+        By which the holdouts of all campaigns are drawn; another one draws others.
 
     Raises
     ------
@@ -68,8 +74,14 @@ class CampaignTable:
     False
     """
 
-    def __init__(self, validate: Callable[[Campaign], None] | None = None) -> None:
+    def __init__(
+        self,
+        validate: Callable[[Campaign], None] | None = None,
+        *,
+        holdout_salt: str = HOLDOUT_SALT,
+    ) -> None:
         self._validate = validate
+        self._holdout_salt = holdout_salt
         self._campaigns: dict[str, Campaign] = {}
         self._by_trigger: dict[str, list[Campaign]] = {}
         self._boundaries: list[int] = []
@@ -119,6 +131,10 @@ class CampaignTable:
             if is_running(campaign, trigger.time_ms) and _reaches(campaign.audience, trigger):
                 return campaign
         return None
+
+    def arm_of(self, user_id: str, campaign: Campaign) -> str:
+        """Return the user's arm in the campaign's experiment; see `assign_arm`."""
+        return assign_arm(user_id, campaign.experiment, self._holdout_salt)
 
     def caps_at(self, time_ms: int) -> Caps:
         """Return the tightest caps over all campaigns that run at `time_ms`.
@@ -184,8 +200,8 @@ def _normal(locale: str) -> str:
     return locale.replace("_", "-").casefold()
 
 
-def assign_arm(user_id: str, experiment: Experiment) -> str:
-    """Return `HOLDOUT`, the name of an arm, or `POLICY`: the same for ever for one salt.
+def assign_arm(user_id: str, experiment: Experiment, holdout_salt: str = HOLDOUT_SALT) -> str:
+    """Return `HOLDOUT`, the name of an arm, or `POLICY`: the same for ever for its salt.
 
     Arms take their shares of the unit interval in the order of their names.
 
@@ -195,15 +211,29 @@ def assign_arm(user_id: str, experiment: Experiment) -> str:
     >>> assign_arm("user-1", Experiment(holdout=1.0))
     'holdout'
     """
-    key = f"{experiment.salt}:{user_id}"
-    if _uniform(key, _HOLDOUT_STREAM) < experiment.holdout:
+    if _uniform(f"{holdout_salt}:{user_id}", _HOLDOUT_STREAM) < experiment.holdout:
         return HOLDOUT
-    place, end = _uniform(key, _ARM_STREAM), 0.0
+    place, end = _uniform(f"{experiment.salt}:{user_id}", _ARM_STREAM), 0.0
     for name in sorted(experiment.arms):
         end += experiment.arms[name]
         if place < end:
             return name
     return POLICY
+
+
+def shares_of(experiment: Experiment) -> dict[str, float]:
+    """Return the share of all users that each arm has, by name; those without a share are left out.
+
+    >>> shares_of(Experiment(holdout=0.2, arms={"random": 0.25}))
+    {'holdout': 0.2, 'random': 0.2, 'policy': 0.6}
+    """
+    rest = 1 - experiment.holdout
+    shares = {HOLDOUT: experiment.holdout}
+    shares |= {name: rest * experiment.arms[name] for name in sorted(experiment.arms)}
+    named = sum(share for name, share in experiment.arms.items() if name != POLICY)
+    # An arm that is called `policy` adds to what is left over. Rounding may leave less than none.
+    shares[POLICY] = rest * max(1 - named, 0.0)
+    return {name: round(share, 12) for name, share in shares.items() if share > 1e-12}
 
 
 def _uniform(key: str, stream: int) -> float:
@@ -219,6 +249,8 @@ def check_campaign(campaign: Campaign) -> None:
         raise CampaignError(f"{name}: ends_ms: not after starts_ms")
     if HOLDOUT in campaign.experiment.arms:
         raise CampaignError(f"{name}: experiment.arms: {HOLDOUT!r} is set by `holdout`")
+    if any(not 0 < len(arm) <= _MOST_OF_A_NAME for arm in campaign.experiment.arms):
+        raise CampaignError(f"{name}: experiment.arms: names have 1 to {_MOST_OF_A_NAME} letters")
     # Shares such as 0.1 + 0.2 + 0.7 may pass 1 by rounding.
     if (total := sum(campaign.experiment.arms.values())) > 1 + 1e-9:
         raise CampaignError(f"{name}: experiment.arms: shares add up to {total:g}, more than 1")

@@ -19,10 +19,11 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.arms import design, loggable, policy_context, policy_spec_hash, with_fatigue
-from models.policy import explain, sample
+from models.arms import design, loggable, policy_context, with_fatigue
+from models.policy import VALUE_DECIMALS, explain, sample
+from models.rollout import is_in_share
 from operators import metrics
-from operators.campaigns import CampaignTable, assign_arm
+from operators.campaigns import CampaignTable
 from operators.content import collapse_key, render
 from operators.eligibility import (
     NO_CANDIDATES,
@@ -38,13 +39,16 @@ from operators.hops import Candidate, Forget, Ranked, Standing, Tried, Trigger
 from operators.messages import (
     NONE_ARM,
     Action,
+    Apprentice,
     Campaign,
+    CampaignRewards,
     Caps,
     Content,
     Decision,
     Delivery,
     Explanation,
     Item,
+    Judgement,
     Learning,
     Trial,
     TriggerRef,
@@ -84,6 +88,8 @@ class Choice:
         self.is_exploration = False
         self.context: list[float] = []
         self.trial: Trial | None = None
+        self.judged: Judgement | None = None
+        self.apprentice: Apprentice | None = None
         self.explanation: list[Explanation] = []
 
     @property
@@ -109,11 +115,13 @@ class Decider:
     item_of
         item_id -> the item as it is now, or None.
     window_ms
-        How long feedback may credit a decision, milliseconds of event time.
+        From sending to when silence counts, event time, where the campaign says nothing else.
     top_explanations
         Columns that each decision explains itself by.
     emitted
         Decisions that were written before a crash, None where there are none.
+    apprentice_share
+        Of triggers, for which the table's apprentice says what it would do, 0 to 1.
 
     Notes
     -----
@@ -130,6 +138,7 @@ class Decider:
         window_ms: int,
         top_explanations: int = 5,
         emitted: Emitted | None = None,
+        apprentice_share: float = 1.0,
     ) -> None:
         self._pushes = pushes
         self._campaigns = campaigns
@@ -137,8 +146,8 @@ class Decider:
         self._item_of = item_of
         self._window_ms = window_ms
         self._top = top_explanations
-        self._spec = policy_spec_hash()
         self._emitted = emitted
+        self._apprentice_share = apprentice_share
 
     def on_batch(self, batch: list[Ranked | Forget]) -> list[Decision | Standing]:
         """Return one decision for each ranked trigger, in order."""
@@ -172,7 +181,7 @@ class Decider:
         trigger = ranked.trigger
         campaign = self._campaigns.get(ranked.campaign_id) if ranked.campaign_id else None
         sends = self._pushes.peek(trigger.user_id) or _EMPTY
-        arm = assign_arm(trigger.user_id, campaign.experiment) if campaign else ""
+        arm = self._campaigns.arm_of(trigger.user_id, campaign) if campaign else ""
         caps = self._campaigns.caps_at(trigger.time_ms)
         verdict = check(
             campaign,
@@ -240,21 +249,49 @@ class Decider:
             sends.hours_since_push(time_ms),
             sends.pushes_since(time_ms, DAY_MS),
             sends.pushes_since(time_ms, 7 * DAY_MS),
+            campaign_id=ranked.campaign_id,
         )
         x = design(context, arms)  # (K, D)
         policy = self._policies.policy(arm)
-        values, probabilities = policy.distribution(x)
-        choice.chosen = sample(probabilities, identity.encode())
+        seed = identity.encode()
+        judged = policy.judge(x).with_none(self._policies.none_value(policy.policy_id, context))
+        probabilities = policy.shares(judged, policy.knobs, seed)
+        choice.chosen = sample(probabilities, seed)
         choice.actions = _actions(candidates, ranked.scores[keep], probabilities, loggable(arms))
         choice.propensity = float(probabilities[choice.chosen])
         choice.policy_id = policy.policy_id
-        choice.is_exploration = choice.chosen != int(np.argmax(values))
+        choice.is_exploration = choice.chosen != int(np.argmax(judged.values))
+        choice.judged = Judgement(
+            judged.values.tolist(),
+            judged.spread.tolist(),
+            dict(policy.knobs),
+            self._policies.known(arm).learned,
+        )
+        choice.apprentice = self._watch(arm, x, context, identity)
         choice.context = loggable(context)
         choice.trial = _trial(ranked.tried, keep)
         if not choice.is_none:
-            shares = explain(x[choice.chosen], self._policies.mean, self._top)
+            mean = self._policies.known(arm).posterior.mean
+            shares = explain(x[choice.chosen], mean, self._top, self._policies.columns)
             choice.explanation = [Explanation(n, v, round(c, 6)) for n, v, c in shares]
         return choice
+
+    def _watch(
+        self,
+        arm: str,
+        x: NDArray[np.float64],
+        context: NDArray[np.float64],
+        identity: str,
+    ) -> Apprentice | None:
+        """Return what the apprentice would do with the rows `x`, (K, D)."""
+        policy = self._policies.known(arm).apprentice
+        if policy is None or not is_in_share(identity, policy.policy_id, self._apprentice_share):
+            return None
+        none = self._policies.none_value(policy.policy_id, context)
+        judged = policy.judge(x).with_none(none)
+        probabilities = policy.shares(judged, policy.knobs, identity.encode())
+        value = round(float(probabilities @ judged.values), VALUE_DECIMALS)
+        return Apprentice(policy.policy_id, probabilities.tolist(), value)
 
     def _content(self, campaign: Campaign, item_id: str, trigger: Trigger) -> Content | None:
         item = self._item_of(item_id)
@@ -262,11 +299,13 @@ class Decider:
         return None if item is None else render(campaign, item, locale, time_ms=trigger.time_ms)
 
     def _learning(self, ranked: Ranked, verdict: Verdict, choice: Choice, arm: str) -> Learning:
+        campaign = self._campaigns.get(ranked.campaign_id)
+        rewards = campaign.rewards if campaign is not None else None
         return Learning(
             policy_id=choice.policy_id,
-            policy_version=self._policies.version,
+            policy_version=self._policies.known(arm).version,
             model_version=ranked.model_version,
-            feature_spec=self._spec,
+            feature_spec=self._policies.spec,
             campaign_id=ranked.campaign_id,
             arm=arm,
             context=choice.context,
@@ -274,9 +313,16 @@ class Decider:
             chosen=choice.chosen,
             propensity=choice.propensity,
             is_exploration=choice.is_exploration,
-            reward_deadline=verdict.send_after + self._window_ms,
+            reward_deadline=verdict.send_after + self._window_of(rewards),
             trial=choice.trial,
+            judged=choice.judged,
+            rewards=rewards,
+            apprentice=choice.apprentice,
         )
+
+    def _window_of(self, rewards: CampaignRewards | None) -> int:
+        seconds = rewards.window_seconds if rewards is not None else None
+        return self._window_ms if seconds is None else seconds * 1_000
 
 
 def _after(verdict: Verdict, choice: Choice) -> Verdict:

@@ -142,6 +142,20 @@ class Standing(NamedTuple):
     decision: Decision
 
 
+def learner_shard(partition: int, arm: str = "") -> str:
+    """Return the learner of a partition's rewards, or of those of one experiment arm.
+
+    >>> [arm_of(shard) for shard in (learner_shard(0), learner_shard(0, "random"))]
+    ['', 'random']
+    """
+    return f"p{partition}/{arm}" if arm else f"p{partition}"
+
+
+def arm_of(shard: str) -> str:
+    """Return the experiment arm that a learner shard learns from alone; "": from all."""
+    return shard.partition("/")[2]
+
+
 class Reward(NamedTuple):
     """One thing to learn: features of the chosen arm and its reward, or a change of it."""
 
@@ -150,7 +164,11 @@ class Reward(NamedTuple):
     x: NDArray[np.float64]  # shape (D,)
     reward: float  # the reward, or for a correction the new minus the old
     is_correction: bool
-    time_ms: int
+    time_ms: int  # when it became known
+    # When the push was decided: all rewards of a push are weighed by it, quick ones as late ones.
+    decided_ms: int = 0
+    campaign_id: str = ""
+    trigger: str = ""  # its type
 
 
 class Interest(NamedTuple):

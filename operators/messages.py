@@ -52,6 +52,7 @@ FeedbackType = Literal[
     "opted_out",
     "token_invalid",
     "expired",
+    "clicked",
 ]
 TriggerType = Literal[
     "intent", "cart_left", "session_ended", "idle", "price_dropped", "back_in_stock"
@@ -193,8 +194,22 @@ class Experiment(Struct, frozen=True, kw_only=True):
 
     salt: ShortText = "pushflow"
     holdout: Share = 0.05  # never sent to, to measure lift
-    # arm name -> share of those not held out
+    # arm name -> share of those not held out. "random" is served by the uniform policy, an arm
+    # with the name of one of `models.policies.KINDS` by that, every other by `ranking.policy`.
     arms: dict[str, Share] = field(default_factory=lambda: {"random": 0.10})
+
+
+class CampaignRewards(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a campaign's pushes earn, in place of the settings `rewards`; None leaves those."""
+
+    opened: Amount | None = None
+    clicked: Amount | None = None
+    converted: Amount | None = None
+    dismissed: Amount | None = None
+    opted_out: Amount | None = None
+    no_response: Amount | None = None
+    # From sending to when silence counts; 28 days, as long as FCM keeps a message.
+    window_seconds: Annotated[int, Meta(ge=1, le=2_419_200)] | None = None
 
 
 class Campaign(Struct, frozen=True, kw_only=True):
@@ -219,6 +234,7 @@ class Campaign(Struct, frozen=True, kw_only=True):
     starts_ms: TimeMs | None = None
     ends_ms: TimeMs | None = None
     dry_run: bool = False
+    rewards: CampaignRewards | None = None
 
 
 class Feedback(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -285,6 +301,24 @@ class Trial(Struct, frozen=True, gc=False):
     scores: list[float] = []  # of the action set without "none", in its order
 
 
+class Apprentice(Struct, frozen=True, gc=False):
+    """What another policy would have done with the same action set; it changed nothing."""
+
+    policy_id: str
+    probabilities: list[float]  # of the action set, "none" last
+    value: float  # what it expected of them, in the unit of its values
+
+
+class Judgement(Struct, frozen=True, gc=False):
+    """What the probabilities were made of, and of nothing else: see `models.policy.Judged`."""
+
+    values: list[float]  # of the action set, "none" last
+    spread: list[float] = []  # how unsure they are, as the policy reads it
+    knobs: dict[str, float] = {}  # the policy's settings as they acted
+    # learner shard -> its `PolicyShard.version` that the posterior was merged from
+    learned: dict[str, int] = {}
+
+
 class Learning(Struct, frozen=True, gc=False, kw_only=True):
     """All that learning, audit and off-policy evaluation need of a decision."""
 
@@ -301,6 +335,9 @@ class Learning(Struct, frozen=True, gc=False, kw_only=True):
     is_exploration: bool
     reward_deadline: int  # ms; feedback later than this only corrects
     trial: Trial | None = None  # None: no model on trial had to do with it
+    judged: Judgement | None = None  # None: no policy was asked
+    rewards: CampaignRewards | None = None  # as the campaign said then; None: the settings hold
+    apprentice: Apprentice | None = None  # None: none was asked
 
 
 class Explanation(Struct, frozen=True, gc=False):
@@ -326,8 +363,21 @@ class Decision(Struct, frozen=True, gc=False, kw_only=True):
     explanation: list[Explanation]
 
 
-class PolicyShard(Struct, frozen=True, kw_only=True):
+class DriftAlarm(Struct, frozen=True):
+    """A mean that has moved, of a segment's rewards or of the learner's errors in it."""
+
+    segment: str  # "campaign:<id>" or "trigger:<type>"
+    kind: str  # "reward" or "error"
+    time_ms: int  # event time
+    before: float  # mean since the last alarm
+    after: float  # mean of late
+
+
+class PolicyShard(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`push.policy.v1`: one learner shard's sufficient statistics; shards add up.
+
+    With a half-life the sums are as of `newest_ms`, and age from there on: see
+    `models.posterior.merge`.
 
     `precision` is base64 of float64, the lower triangle by rows of sum(x x^T) without the
     prior, shape (D * (D + 1) / 2,); `moment` is base64 of float64 sum(x y), shape (D,).
@@ -342,6 +392,11 @@ class PolicyShard(Struct, frozen=True, kw_only=True):
     time_ms: int  # event time of the newest reward
     precision: str
     moment: str
+    forgotten: float = 0.0  # of `n_rewards`: what is missing of the sum of their weights
+    # Event time of the newest decision learned from; 0: sums do not age.
+    newest_ms: Annotated[int, Meta(ge=0)] = 0
+    half_life_ms: Annotated[int, Meta(ge=0)] = 0
+    alarms: list[DriftAlarm] = []  # the newest 8
 
 
 class ModelRef(Struct, frozen=True, kw_only=True):

@@ -48,6 +48,11 @@ FEEDBACK_IGNORED = Counter(
 SIGNALS_IGNORED = Counter(
     "pushflow_signals_ignored", "User signals that changed nothing, by why.", ["reason"]
 )
+DRIFT_ALARMS = Counter(
+    "pushflow_drift_alarms",
+    "Means that have moved, of a segment's rewards (reward), or of the learner's errors (error).",
+    ["kind"],
+)
 POLICY_AGE_SECONDS = Gauge("pushflow_policy_age_seconds", "Age of the policy in use, event time.")
 TABLE_ROWS = Gauge("pushflow_table_rows", "Rows held of a global table.", ["topic"])
 ITEM_CONTENTS = Counter(

@@ -24,14 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
-from models.arms import N_ARM, SOURCE_CODE, SOURCES, arm_features
+from models.arms import N_ARM, N_NEURAL, SOURCE_CODE, SOURCES, arm_features
 from models.explore_source import explored_places
 from models.features import HISTORY, TEXT_DIM
+from models.item_vectors import widened
+from models.neural_linear import neural_columns
 from models.rollout import rank_correlation
 from models.serving import StudentScorer, Table
 from models.sources import Query
 from operators import metrics
-from operators.campaigns import HOLDOUT, CampaignTable, assign_arm
+from operators.campaigns import HOLDOUT, CampaignTable
 from operators.candidates import CandidateGenerator, Found, arm_inputs, candidates_of
 from operators.catalogue import Catalogue
 from operators.hops import Forget, Ranked, Tried, Trigger
@@ -55,6 +57,7 @@ class _Answer(NamedTuple):
     best: _Set
     version: str
     tried: Tried | None = None
+    neural: NDArray[np.float32] | None = None  # (K, N_NEURAL), of a student and where asked for
 
 
 # Reciprocal-rank fusion of the student's order (weight 1) with the candidates' own: the policy
@@ -80,6 +83,8 @@ class Ranker:
         Arms handed to the policy, >= 1.
     explore_share
         Share of them that is kept for what the generator explores, 0 to 1.
+    is_neural
+        Whether arms have the columns of `models.neural_linear` too; zeros without a model.
     refresh
         Called before each batch, so that a batch sees one version of every table.
     clock
@@ -100,6 +105,7 @@ class Ranker:
         generator: CandidateGenerator,
         action_set: int,
         explore_share: float = 0.0,
+        is_neural: bool = False,
         refresh: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
@@ -109,6 +115,7 @@ class Ranker:
         self._generator = generator
         self._action_set = action_set
         self._explore_share = explore_share
+        self._is_neural = is_neural
         self._refresh = refresh
         self._clock = clock
 
@@ -125,7 +132,7 @@ class Ranker:
                 out.append(trigger)
                 continue
             campaign = self._campaigns.match(trigger)
-            if campaign is not None and _may_be_sent_to(trigger, campaign):
+            if campaign is not None and self._may_be_sent_to(trigger, campaign):
                 live[len(out)] = campaign
             campaign_id = campaign.campaign_id if campaign is not None else ""
             out.append(Ranked(trigger, campaign_id, [], _NO_SCORES, _NO_ARMS, "none"))
@@ -133,6 +140,15 @@ class Ranker:
             self._rank(out, live)
         metrics.RANK_SECONDS.observe(self._clock() - started)
         return out
+
+    def _may_be_sent_to(self, trigger: Trigger, campaign: Campaign) -> bool:
+        profile = trigger.profile
+        return (
+            profile is not None
+            and profile.consent.push
+            and not trigger.engagement.is_opted_out
+            and self._campaigns.arm_of(trigger.user_id, campaign) != HOLDOUT
+        )
 
     def _rank(self, out: list[Ranked | Forget], live: dict[int, Campaign]) -> None:
         ranked = [entry for at in live if isinstance(entry := out[at], Ranked)]
@@ -151,6 +167,21 @@ class Ranker:
         _count(metrics.CANDIDATES, [one.sources for one in found])
         _count(metrics.ARMS, [best.sources for best in sets])
         self._fill_features(out, list(live), found, sets)
+        if self._is_neural:
+            for at, answer in zip(live, answers, strict=True):
+                _widen(out, at, answer.neural)
+
+    def _neural(
+        self, student: Student, users: NDArray[np.float32], sets: list[_Set]
+    ) -> list[NDArray[np.float32] | None]:
+        """Return the student's columns of each set, where they are asked for."""
+        if not self._is_neural:
+            return [None] * len(sets)
+        table = student.items.table
+        return [
+            neural_columns(user[None], widened(table[best.rows])[None])[0]
+            for user, best in zip(users, sets, strict=True)
+        ]
 
     def _answers(self, triggers: list[Trigger], queries: list[Query]) -> list[_Answer]:
         """Rank the triggers, each by the student that decides for its user."""
@@ -196,7 +227,11 @@ class Ranker:
         scores = student.scorer.score(student.items.table, users, _targets(found))
         sets = self._best(found, scores)
         tried = Tried(student.version, "canary", _NO_SCORES) if is_shadowed is None else None
-        answers = [_Answer(*pair, student.version, tried) for pair in zip(found, sets, strict=True)]
+        neural = self._neural(student, users, sets)
+        answers = [
+            _Answer(one, best, student.version, tried, columns)
+            for one, best, columns in zip(found, sets, neural, strict=True)
+        ]
         if shadowed.any():
             self._shadow(answers, triggers, queries, np.flatnonzero(shadowed), seconds)
         return answers
@@ -354,18 +389,17 @@ def user_vectors(
     return scorer.user_vectors(item_table, rows, types, ages, context)
 
 
+def _widen(out: list[Ranked | Forget], at: int, neural: NDArray[np.float32] | None) -> None:
+    """Put the student's columns behind the others."""
+    entry = out[at]
+    if isinstance(entry, Ranked):
+        arms = entry.arm_features
+        own = np.zeros((len(arms), N_NEURAL), np.float32) if neural is None else neural
+        out[at] = entry._replace(arm_features=np.hstack([arms, own]))
+
+
 def _count(counter: Counter, sources: list[NDArray[np.int64]]) -> None:
     counts = np.bincount(np.concatenate(sources), minlength=len(SOURCES)).tolist()
     for name, count in zip(SOURCES, counts, strict=True):
         if count:
             counter.labels(name).inc(count)
-
-
-def _may_be_sent_to(trigger: Trigger, campaign: Campaign) -> bool:
-    profile = trigger.profile
-    return (
-        profile is not None
-        and profile.consent.push
-        and not trigger.engagement.is_opted_out
-        and assign_arm(trigger.user_id, campaign.experiment) != HOLDOUT
-    )

@@ -84,12 +84,14 @@ class DictShard(Generic[S]):
         self.is_settled = True
         self._encode, self._new = encode, new
         self._states = {key: decode(value) for key, value in state}
+        self._stored = dict(state)  # as it came, of states that nobody has got since
 
     def touch(self) -> None:
         """Do nothing: there is no epoch to close."""
 
     def get(self, key: str) -> S:
         """Return the state of `key` to be changed in place; create it if there is none."""
+        self._stored.pop(key, None)
         if key not in self._states:
             self._states[key] = self._new(key)
         return self._states[key]
@@ -100,6 +102,7 @@ class DictShard(Generic[S]):
 
     def delete(self, key: str) -> None:
         """Forget `key`; a later `get` starts anew."""
+        self._stored.pop(key, None)
         self._states.pop(key, None)
 
     def scan(self) -> Iterator[tuple[str, S]]:
@@ -109,8 +112,15 @@ class DictShard(Generic[S]):
                 yield key, self._states[key]
 
     def scan_raw(self) -> Iterator[tuple[str, bytes]]:
-        """Yield all keys in order with their states as `encode` gives them."""
-        return ((key, self._encode(state)) for key, state in self.scan())
+        """Yield all keys in order with their states as `encode` gives them.
+
+        Those that nobody has got are as they were stored, by an older release maybe.
+        """
+        stored = self._stored
+        return (
+            (key, stored[key] if key in stored else self._encode(state))
+            for key, state in self.scan()
+        )
 
     def snapshot(self) -> tuple[tuple[str, bytes], ...]:
         """Return the whole state, immutable, to be passed back as `state`."""

@@ -33,7 +33,7 @@ JOINS = {  # a file of operators/ that joins others -> those; all other files st
     "kafka_source": _CLIENT | {"kafka_admin"},
     "kafka_tables": _CLIENT,
     "kafka_watch": _CLIENT | {"kafka_admin"},
-    "attribution": {"attribution_state", "packed", "timers"},
+    "attribution": {"attribution_state", "packed", "rewards", "timers"},
     "attribution_state": {"packed"},
     "fatigue": {"packed"},
     "interest": {"packed"},
@@ -73,13 +73,19 @@ HOMES = {  # third party -> where it may be imported
     "fsspec": ("operators/savepoints.py", "operators/media_files.py", "operators/archive_files.py"),
     "pyarrow": ("operators/archive_", "flows/archive"),
     "torch": (
-        *("models/student.py", "models/train.py", "models/optimization.py"),
+        *("models/student.py", "models/train.py", "models/optimization.py", "models/compress.py"),
+        "models/student_start.py",
         "models/fusion_training.py",
         *("models/teacher.py", "models/teacher_training.py", "models/distill.py"),
+        *("models/teacher_loss.py", "models/teacher_start.py", "models/teacher_checkpoint.py"),
+        *("models/teacher_outcomes.py", "models/teacher_file.py", "models/parallel.py"),
+        "models/value_training.py",
         *("models/transformer_encoder.py", "models/media_encoders.py"),
+        *("models/llm_teacher.py", "models/llm_guide.py"),
     ),
     "transformers": (
         *("models/transformer_encoder.py", "models/media_encoders.py", "models/teacher.py"),
+        "models/llm_teacher.py",
     ),
     "PIL": ("models/media_encoders.py",),
     "soundfile": ("models/media_encoders.py",),
@@ -95,7 +101,7 @@ CLOCKS = {
     *(f"time.{name}" for name in ("time", "time_ns")),
     "datetime.date.today",
 }
-SEEDED = {"Random", "default_rng", "Generator", "SeedSequence", "PCG64", "Philox"}
+SEEDED = {"Random", "RandomState", "default_rng", "Generator", "SeedSequence", "PCG64", "Philox"}
 
 
 def violations(path: str, source: str) -> list[str]:

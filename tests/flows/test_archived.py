@@ -21,7 +21,7 @@ from operators.archive_files import Place
 from operators.archive_writer import ArchiveWriter, Limits, standing
 from operators.codec import encode
 from operators.hops import History, RawMessage, Trigger
-from operators.messages import Decision, Event, Feedback, Item
+from operators.messages import CampaignRewards, Decision, Event, Feedback, Item
 from operators.users import ShardOutput
 from tests.flows import world as w
 
@@ -29,7 +29,15 @@ HOUR_MS = 3_600_000
 END_MS = w.START_MS + 9 * w.DAY_MS  # all windows have closed
 
 
-def archive(place: Place, topic: str, rows: list[tuple[int, str, bytes | None]]) -> None:
+SMALL_FILES = Limits(20_000, 60.0, 1 << 20)
+
+
+def archive(
+    place: Place,
+    topic: str,
+    rows: list[tuple[int, str, bytes | None]],
+    limits: Limits = SMALL_FILES,
+) -> None:
     """Write (time, key, value) as the messages of a topic of two partitions."""
     for partition in range(2):
         own = [row for row in rows if w.partition_of(row[1], 2) == partition]
@@ -41,7 +49,7 @@ def archive(place: Place, topic: str, rows: list[tuple[int, str, bytes | None]])
             files,
             standing(place, files),
             topic_id=lambda: None,
-            limits=Limits(20_000, 60.0, 1 << 20),
+            limits=limits,
             monotonic=lambda: 0.0,
             wall_ms=lambda: 0,
         )
@@ -213,6 +221,26 @@ def test_a_push_counts_once_its_window_has_closed_and_with_what_was_known_then(
     differ = {i for i in found if later[i] != then[i]}
     assert differ
     assert differ <= {f.decision_id for f in late}
+
+
+def test_a_push_earned_what_its_campaign_said_when_it_was_decided(
+    day: Day, log: PushLog, tmp_path: Path
+) -> None:
+    own = CampaignRewards(no_response=-0.2)
+    rows = []
+    for number, one in enumerate(day.decisions):
+        learning = msgspec.structs.replace(one.learning, rewards=own if number % 2 else None)
+        rows.append(msgspec.structs.replace(one, learning=learning))
+    place = Place(str(tmp_path))
+    archive(place, archived.DECISIONS, [(d.decided_at, d.user_id, encode(d)) for d in rows])
+    archive(place, archived.FEEDBACK, [(f.time_ms, f.user_id, encode(f)) for f in day.feedback])
+    found = archived.push_log(w.settings(Path("unused")), place)
+
+    says = {d.decision_id: d.learning.rewards is own for d in rows}
+    plain = dict(zip(log.decision_ids, log.rewards.tolist(), strict=True))
+    expected = {one: -0.2 if says[one] and r == -0.05 else r for one, r in plain.items()}
+    assert set(expected.values()) >= {-0.2, -0.05, 1.0}
+    assert dict(zip(found.decision_ids, found.rewards.tolist(), strict=True)) == expected
 
 
 def test_an_item_is_what_it_was_then(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from flows import learn
 from models.arms import ARM, N_POLICY_CONTEXT, D, design, policy_spec_hash
 from models.posterior import unpack_lower, unpack_vector
 from operators.messages import Action, Decision, Event, Feedback, Learning, PolicyShard
+from operators.policy_table import PolicyTable
 from tests.conftest import T0_MS, decision, event
 from tests.flows import world as w
 
@@ -47,11 +48,11 @@ def feedback(decision_id: str, user_id: str, kind: str, at_ms: int) -> Feedback:
     )
 
 
-def rows(messages: list[Any], directory: Path, size: int = 3) -> list[PolicyShard]:
+def rows(messages: list[Any], directory: Path, size: int = 3, **settings: Any) -> list[PolicyShard]:
     kinds = {Decision: "decisions", Feedback: "feedback", Event: "events"}
     raw = [w.messages_of([message], kinds[type(message)])[0] for message in messages]
     polls = w.merged(w.polls(raw, size, clock_kinds=(Decision, Feedback)))
-    policy, _stats = w.run_learn(w.settings(directory), polls)
+    policy, _stats = w.run_learn(w.settings(directory, **settings), polls)
     return sorted(policy, key=lambda row: row.shard)
 
 
@@ -97,6 +98,24 @@ def test_shards_add_up_to_what_one_learner_knows(tmp_path: Path) -> None:
     x = np.array([x_of(d) for d in decisions])
     precision = np.sum([unpack_lower(row.precision, D) for row in found], axis=0)
     assert precision == pytest.approx(x.T @ x, abs=1e-9)
+
+
+def test_pushes_are_weighed_by_when_they_were_decided(tmp_path: Path) -> None:
+    first, newest = sent("d1", "u1"), sent("d2", "u3", T0_MS + 48 * HOUR_MS)
+    opened = feedback("d1", "u1", "opened", T0_MS + 60_000)
+    late = feedback("d2", "u3", "opened", T0_MS + 53 * HOUR_MS)
+    clock = sent("d3", "u5", T0_MS + 54 * HOUR_MS)  # closes the newest one's window
+    of = {"learning": {"half_life_days": 1.0}}
+    found = rows([first, opened, newest, clock, late], tmp_path, **of)
+    table = PolicyTable(gamma=60.0, floor=0.002, prior_precision=1.0)
+    for row in found:
+        table.apply(row.shard, row)
+    table.refresh()
+
+    x, weights = np.array([x_of(first), x_of(newest)]), np.array([0.25, 1.0])
+    precision = (x.T * weights) @ x + np.eye(D)
+    assert table.mean == pytest.approx(np.linalg.solve(precision, x.T @ weights), abs=1e-9)
+    assert [(row.n_rewards, row.newest_ms) for row in found] == [(2, newest.decided_at)]
 
 
 def test_items_seen_together_become_neighbours(tmp_path: Path) -> None:

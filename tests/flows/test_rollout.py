@@ -14,7 +14,8 @@ import torch
 from typer.testing import CliRunner
 
 from flows import cli, doctor, rollout
-from flows.settings import Kafka, Rewards, Settings
+from flows.learn import reward_rules
+from flows.settings import Kafka, Settings
 from flows.tables import Tables
 from flows.topics import specs
 from flows.trial_evidence import Evidence
@@ -159,7 +160,7 @@ def told(decision_id: str, type_: FeedbackType, after_ms: int = 1_000) -> Feedba
 
 
 def evidence(of: ModelTrial, decisions: list[Decision], feedback: list[Feedback]) -> Evidence:
-    found = Evidence(of, Rewards())
+    found = Evidence(of, reward_rules(Settings()))
     for one in decisions:
         found.on_decision(encode(one))
     # The window of all has closed.

@@ -12,6 +12,7 @@ from models.arms import (
     CROSSES,
     DESIGN,
     N_ARM,
+    N_CAMPAIGNS,
     N_POLICY_CONTEXT,
     POLICY_CONTEXT,
     SOURCE_COLUMNS,
@@ -117,6 +118,17 @@ def test_the_context_takes_its_raw_columns_by_name():
         "opens": 1.0,
         "trigger_cart_left": 1.0,
     }
+
+
+def test_a_campaign_has_one_column_and_none_has_none():
+    columns = [POLICY_CONTEXT.index(f"campaign_{number}") for number in range(N_CAMPAIGNS)]
+    raw = [0.0] * N_CONTEXT
+    rows = np.array(
+        [policy_context(raw, "idle", 1.0, 0, 0, campaign_id=f"c{n}")[columns] for n in range(40)]
+    )
+    assert rows.sum(axis=1).tolist() == [1.0] * 40
+    assert (rows.sum(axis=0) > 0).all()
+    assert not policy_context(raw, "idle", 1.0, 0, 0)[columns].any()
 
 
 def test_a_push_a_week_ago_is_as_good_as_none():

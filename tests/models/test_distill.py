@@ -7,6 +7,7 @@ import torch
 from models.dataset import Windows, training_windows
 from models.distill import Distillation, TeacherGuide
 from models.features import TEXT_DIM
+from models.student import NEVER
 from models.teacher import Teacher, TeacherConfig
 from tests.models.chain import ITEMS, chains
 
@@ -41,6 +42,17 @@ def test_each_example_has_the_best_items_and_some_of_the_rest_once_each() -> Non
     best = whole.candidates.gather(1, whole.logits.topk(5).indices)
     assert some.candidates[:, :5].tolist() == best.tolist()
     assert int(some.candidates.max()) <= 35
+
+
+def test_what_a_user_had_is_ruled_out_where_items_are_had_once() -> None:
+    asked = batch()
+    teacher, told = teacher_of("gpt2"), Distillation(top=40)
+    once = TeacherGuide(teacher, TEXTS, KNOWN, config=told, seed=0, repeats=False)(asked)
+    which, last = np.nonzero(asked.weights > 0)
+    had = [set(asked.rows[user, : at + 1]) for user, at in zip(which, last, strict=True)]
+    for rows, logits, own in zip(once.candidates.tolist(), once.logits, had, strict=True):
+        is_out = (logits <= NEVER).tolist()
+        assert is_out == [row in own for row in rows]
 
 
 @pytest.mark.parametrize("backbone", ["gpt2", "bert"])

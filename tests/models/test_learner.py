@@ -13,6 +13,7 @@ from models.posterior import (
     unpack_lower,
     unpack_vector,
 )
+from tests.conftest import T0_MS
 
 
 def stream(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +137,7 @@ def test_no_knowledge_is_what_an_empty_shard_merges_to():
 
 
 def test_statistics_travel_as_text_without_loss():
-    precision, moment, _ = learned(*stream(30)).statistics()
+    precision, moment, *_ = learned(*stream(30)).statistics()
     assert unpack_lower(pack_lower(precision), D).tobytes() == precision.tobytes()
     assert unpack_vector(pack_vector(moment), D).tobytes() == moment.tobytes()
 
@@ -154,3 +155,134 @@ def test_merging_leaves_the_shards_as_they_were():
     shard = Statistics(np.eye(2), np.ones(2), 1)
     merge([shard], prior=3.0)
     assert shard.precision.tolist() == np.eye(2).tolist()
+
+
+HALF_LIFE_MS = 3_600_000
+NAMES = tuple("abcdef")
+
+
+def timed_stream(n: int, half_lives: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(n, len(NAMES)))
+    times = T0_MS + np.sort(rng.integers(0, int(half_lives * HALF_LIFE_MS), n))
+    return x, x @ rng.normal(size=len(NAMES)) + rng.normal(size=n), times
+
+
+def forgetting(
+    x: np.ndarray, y: np.ndarray, times: np.ndarray, half_life_ms: int = HALF_LIFE_MS
+) -> RewardLearner:
+    learner = RewardLearner(NAMES, half_life_ms=half_life_ms)
+    for row, reward, time_ms in zip(x, y, times, strict=True):
+        learner.learn(row, float(reward), int(time_ms))
+    return learner
+
+
+def weighed_ridge(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    precision = (x.T * weights) @ x + np.eye(len(NAMES))
+    return np.linalg.solve(precision, x.T @ (weights * y))
+
+
+@pytest.mark.parametrize("half_lives", [3, 60, 5_000])  # the reference moves never, often, always
+def test_a_reward_counts_half_as_much_after_each_half_life(half_lives: float):
+    x, y, times = timed_stream(300, half_lives)
+    weights = 2.0 ** ((times - times[-1]) / HALF_LIFE_MS)
+    posterior = merge([forgetting(x, y, times).statistics()], prior=1.0)
+    np.testing.assert_allclose(posterior.mean, weighed_ridge(x, y, weights), rtol=0, atol=1e-9)
+    assert posterior.n == round(weights.sum())
+
+
+def test_the_order_of_arrival_changes_no_weight():
+    x, y, times = timed_stream(300, 40)
+    order = np.random.default_rng(1).permutation(300)
+    sorted_, mixed = forgetting(x, y, times), forgetting(x[order], y[order], times[order])
+    np.testing.assert_allclose(mixed.precision, sorted_.precision, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(mixed.moment, sorted_.moment, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("n_shards", [2, 4, 7])
+def test_merged_shards_that_forget_equal_one_learner_of_all(n_shards: int):
+    x, y, times = timed_stream(2_000, 50)
+    owner = np.random.default_rng(1).integers(0, n_shards, len(y))
+    owner[times > times[-1] - 20 * HALF_LIFE_MS] = 0  # the others have long been without a reward
+    parts = [owner == s for s in range(n_shards)]
+    shards = [forgetting(x[part], y[part], times[part]).statistics() for part in parts]
+    merged = merge(shards, prior=1.0)
+    single = merge([forgetting(x, y, times).statistics()], prior=1.0)
+    assert len({shard.newest_ms for shard in shards}) == n_shards
+    np.testing.assert_allclose(merged.mean, single.mean, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(merged.covariance, single.covariance, rtol=0, atol=1e-9)
+    assert merged.n == single.n < 200
+
+
+def test_a_late_correction_weighs_as_the_reward_did():
+    x, y, times = timed_stream(200, 30)
+    wrong = y.copy()
+    wrong[10] -= 2.0
+    corrected = forgetting(x, wrong, times)
+    corrected.correct(x[10], 2.0, int(times[10]))
+    np.testing.assert_allclose(corrected.moment, forgetting(x, y, times).moment, rtol=0, atol=1e-12)
+
+
+def test_without_a_half_life_times_change_no_bit():
+    x, y = stream(50)
+    plain, timed = learned(x, y), RewardLearner()
+    for n, (row, reward) in enumerate(zip(x, y, strict=True)):
+        timed.learn(row, float(reward), T0_MS + n)
+    assert timed.snapshot() == plain.snapshot()
+    assert plain.snapshot()[0] == 1  # as releases without forgetting wrote and read it
+    assert plain.statistics()[3:] == (0.0, 0, 0)
+
+
+@pytest.mark.parametrize("cut", [1, 150])
+def test_a_restored_learner_that_forgets_goes_on_bit_for_bit(cut: int):
+    x, y, times = timed_stream(300, 30)
+    first = forgetting(x[:cut], y[:cut], times[:cut])
+    resumed = RewardLearner.restore(first.snapshot(), NAMES, half_life_ms=HALF_LIFE_MS)
+    for row, reward, time_ms in zip(x[cut:], y[cut:], times[cut:], strict=True):
+        resumed.learn(row, float(reward), int(time_ms))
+    assert resumed.snapshot() == forgetting(x, y, times).snapshot()
+
+
+def test_what_an_older_release_learned_counts_as_of_the_first_reward_that_is_timed():
+    x, y, times = timed_stream(100, 5)
+    old = forgetting(x[:50], y[:50], times[:50], half_life_ms=0)
+    learner = RewardLearner.restore(old.snapshot(), NAMES, half_life_ms=HALF_LIFE_MS)
+    for row, reward, time_ms in zip(x[50:], y[50:], times[50:], strict=True):
+        learner.learn(row, float(reward), int(time_ms))
+    taken = np.maximum(times, times[50])
+    expected = weighed_ridge(x, y, 2.0 ** ((taken - times[-1]) / HALF_LIFE_MS))
+    posterior = merge([learner.statistics()], prior=1.0)
+    np.testing.assert_allclose(posterior.mean, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("half_life_ms", [0, 10 * HALF_LIFE_MS])
+def test_another_half_life_holds_from_the_newest_reward_on(half_life_ms: int):
+    x, y, times = timed_stream(100, 5)
+    before = forgetting(x, y, times)
+    after = RewardLearner.restore(before.snapshot(), NAMES, half_life_ms=half_life_ms)
+    np.testing.assert_allclose(after.precision, before.precision, rtol=1e-12)
+    row, later_ms = np.ones(len(NAMES)), int(times[-1]) + 10 * HALF_LIFE_MS
+    after.learn(row, 1.0, later_ms)
+    share = 0.5 if half_life_ms else 1.0
+    expected = before.precision * share + np.outer(row, row)
+    np.testing.assert_allclose(after.precision, expected, rtol=1e-9)
+
+
+def test_a_discount_is_as_if_rewards_had_come_half_lives_earlier():
+    x, y, times = timed_stream(100, 5)
+    learner = forgetting(x[:60], y[:60], times[:60])
+    learner.discount(0.25)
+    resumed = RewardLearner.restore(learner.snapshot(), NAMES, half_life_ms=HALF_LIFE_MS)
+    for row, reward, time_ms in zip(x[60:], y[60:], times[60:], strict=True):
+        resumed.learn(row, float(reward), int(time_ms))
+    earlier = times - np.where(np.arange(100) < 60, 2 * HALF_LIFE_MS, 0)
+    expected = merge([forgetting(x, y, earlier).statistics()], prior=1.0)
+    posterior = merge([resumed.statistics()], prior=1.0)
+    np.testing.assert_allclose(posterior.mean, expected.mean, rtol=0, atol=1e-9)
+    assert posterior.n == expected.n
+
+
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+def test_a_discount_that_is_none_is_refused(share: float):
+    with pytest.raises(ValueError, match="share"):
+        RewardLearner(NAMES).discount(share)

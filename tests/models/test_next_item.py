@@ -5,7 +5,17 @@ import pytest
 
 from models.baselines import ItemCF, Popularity
 from models.dataset import Histories, Requests, build_histories
-from models.next_item import Answers, Judge, answers, exam, fit, of_baseline, of_requests, values
+from models.next_item import (
+    Answers,
+    Judge,
+    answers,
+    calibration_error,
+    exam,
+    fit,
+    of_baseline,
+    of_requests,
+    values,
+)
 
 ITEMS = ["a", "b", "c", "d"]
 
@@ -48,6 +58,32 @@ def test_metrics_by_hand() -> None:
     assert found["mrr@20"].mean() == pytest.approx((1 + 1 / 2 + 1 / 6 + 1 / 11) / 5)
 
 
+def test_auc_precision_f1_and_mrr_by_hand() -> None:
+    found = liking(0.4, 0.3, 0.2, 0.1)  # ranks 2, 3, 1, 2 of four
+    assert found.auc.tolist() == pytest.approx([2 / 3, 1 / 3, 1.0, 2 / 3])
+    by_hand = values(np.array([1, 7]))
+    assert by_hand["precision@5"].tolist() == [1 / 5, 0.0]
+    assert by_hand["f1@5"].tolist() == pytest.approx([2 * (1 / 5) * 1 / (1 / 5 + 1), 0.0])
+    assert by_hand["mrr"].tolist() == [1.0, 1 / 7]
+
+
+def test_confidence_is_a_softmax_of_logits_and_the_share_of_counts() -> None:
+    asked = exam(histories(), 10, None, repeats=False, limit=100)
+    scores = np.log(np.array([[4.0, 3.0, 2.0, 1.0]], np.float32))
+
+    def logits(events: np.ndarray) -> np.ndarray:
+        return np.repeat(scores, len(events), axis=0)
+
+    # u had a, then a and b; v had b.
+    sure = [3 / 6, 2 / 3, 4 / 7]
+    assert answers(logits, asked).confidence.tolist() == pytest.approx(sure)
+    counts = answers(lambda events: np.exp(logits(events)), asked, is_logit=False)
+    assert counts.confidence.tolist() == pytest.approx(sure)
+    # Each was right at its first item, of which it was 3/6, 2/3 and 4/7 sure.
+    targets = asked.histories.rows[asked.events]
+    assert calibration_error(counts, targets) == pytest.approx(1 - np.mean(sure))
+
+
 def test_what_the_user_had_is_neither_asked_for_nor_ranked() -> None:
     asked = exam(histories(), 10, None, repeats=False, limit=100)
     assert [ITEMS[row - 1] for row in asked.histories.rows[asked.events]] == ["b", "c", "a"]
@@ -60,7 +96,7 @@ def test_what_the_user_had_is_neither_asked_for_nor_ranked() -> None:
 
 def test_means_differences_and_spread_over_two_runs() -> None:
     asked = exam(histories(), 10, None, repeats=True, limit=100)
-    judge = Judge(asked, known_s=10, n_items=4, seed=0)
+    judge = Judge(asked, known_s=10, vectors=np.eye(4), seed=0)
     good, poor = liking(0.4, 0.3, 0.2, 0.1), liking(0.1, 0.2, 0.3, 0.4)
     assert judge.means([good])["mrr@5"].value == pytest.approx((1 / 2 + 1 / 3 + 1 + 1 / 2) / 4)
     both = judge.means([good, poor])["mrr@5"].value
@@ -71,6 +107,7 @@ def test_means_differences_and_spread_over_two_runs() -> None:
     # a and b are known to one of two users each, c and d to none.
     spread = judge.spread([good], 5)
     assert spread["coverage@5"] == 1.0
+    assert spread["diversity@5"] == pytest.approx(1.0)  # unlike in all their columns
     assert spread["novelty@5"] == pytest.approx((2 * np.log2(3 / 2) + 2 * np.log2(3)) / 4)
 
 

@@ -4,7 +4,14 @@ import torch
 from torch import Tensor
 
 from models.features import HISTORY, N_CONTEXT, TEXT_DIM
-from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
+from models.student import (
+    NEVER,
+    Negatives,
+    Student,
+    StudentConfig,
+    TeacherLogits,
+    next_item_loss,
+)
 
 N_ITEMS = 40
 # Two of torch's threads on shared cores wait for each other more than they work.
@@ -174,6 +181,28 @@ def test_sampled_softmax_with_correction_comes_near_the_full_one() -> None:
     each = torch.log(torch.exp(right - log_q[targets]) + wrong) - (right - log_q[targets])
     expected = float((each * weights).sum() / weights.sum())
     assert float(sampled) == pytest.approx(expected, rel=0.02)
+
+
+def test_what_a_user_had_is_no_wrong_answer_unless_it_is_the_right_one() -> None:
+    users, table, targets, weights = loss_inputs()
+    had = torch.tensor([[5, 0], [3, 6], [0, 0], [7, 5], [0, 5], [1, 2]])
+    found = next_item_loss(users, table, targets, weights, had=had)
+    logits = (users @ table[1:].T).double().numpy()
+    logits[[0, 1, 3, 3, 4, 5, 5], [4, 5, 6, 4, 4, 0, 1]] = -np.inf
+    each = np.log(np.exp(logits).sum(1)) - logits[np.arange(6), targets.numpy() - 1]
+    assert float(found) == pytest.approx((each * weights.numpy()).sum() / 6, rel=1e-5)
+
+
+def test_a_candidate_that_the_teacher_rules_out_teaches_nothing() -> None:
+    users, table, targets, weights = loss_inputs()
+    logits = torch.tensor([[0.0, 4.0, 2.0]] * 6)
+    two = TeacherLogits(torch.tensor([[5, 6]] * 6), logits[:, :2], share=1.0)
+    ruled_out = torch.tensor([[0.0, 4.0, NEVER]] * 6)
+    three = TeacherLogits(torch.tensor([[5, 6, 7]] * 6), ruled_out, share=1.0)
+    of_two, of_three = (
+        float(next_item_loss(users, table, targets, weights, teacher=own)) for own in (two, three)
+    )
+    assert of_three == pytest.approx(of_two, rel=1e-5)
 
 
 def test_distillation_pulls_the_student_to_the_teachers_order() -> None:

@@ -181,6 +181,23 @@ def test_a_teacher_is_asked_for_each_batch_and_followed(tmp_path: Path) -> None:
     assert int(np.argmax(scores)) < PER_TASTE
 
 
+def test_where_items_are_had_once_only_new_ones_are_asked_about(tmp_path: Path) -> None:
+    config = TrainConfig(
+        student=SMALL, epochs=2, batch_size=32, learning_rate=5e-3, threads=1, full_softmax_items=10
+    ).once()
+    histories = planted()
+    result = train_student(histories, ITEMS, TEXTS, path=tmp_path / "m", config=config, seed=1)
+    n_new = 0
+    for start, stop in zip(histories.offsets[:-1], histories.offsets[1:], strict=True):
+        met: set[int] = set()
+        for event in range(start, stop):
+            is_late = histories.time_s[event] >= result.metrics["tested_from_s"]
+            n_new += bool(is_late) and int(histories.rows[event]) not in met
+            met.add(int(histories.rows[event]))
+    assert result.metrics["test_requests"] == n_new > 100
+    assert result.metrics["hr@10"] > 1.5 * result.metrics["popularity_hr@10"]
+
+
 def test_factors_retrieve_where_the_network_does_clearly_worse(tmp_path: Path) -> None:
     # 240 items, 40 of a taste, and a teacher who says that everybody wants the garden.
     items = [f"{taste}-{n}" for taste in TASTES for n in range(40)]

@@ -1,4 +1,5 @@
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,21 +26,24 @@ from operators.messages import (
     Outcome,
     TriggerRef,
 )
+from operators.rewards import RewardRules
 from operators.shards import DictShard
 
 T0 = 1_700_000_000_000
 WINDOW = 1_000
 FORGOTTEN = T0 + 3 * WINDOW  # deadline + 2 windows
 WORTH = {"opened": 1.0, "converted": 2.0, "dismissed": -0.3, "opted_out": -5.0}
+RULES = RewardRules(**WORTH, clicked=0.5, no_response=-0.05, window_ms=WINDOW)
 
 
 def shard() -> DictShard[AttributionState]:
     return DictShard("07", encode=encode_state, decode=decode_state, new=new_state)
 
 
-def attribution(states: DictShard[AttributionState], **changes: object) -> Attribution:
-    plain = {**WORTH, "no_response": -0.05, "window_ms": WINDOW, "idle_after_ms": 10 * WINDOW}
-    return Attribution(states, **(plain | changes))  # type: ignore[arg-type]
+def attribution(
+    states: DictShard[AttributionState], rules: RewardRules = RULES, **changes: Any
+) -> Attribution:
+    return Attribution(states, rules, **({"idle_after_ms": 10 * WINDOW} | changes))
 
 
 def decision(

@@ -6,7 +6,14 @@ import pytest
 
 from models.arms import TRIGGERS
 from models.features import COLUMN, N_CONTEXT
-from operators.campaigns import CampaignError, CampaignTable, assign_arm, load_yaml, tightest
+from operators.campaigns import (
+    CampaignError,
+    CampaignTable,
+    assign_arm,
+    load_yaml,
+    shares_of,
+    tightest,
+)
 from operators.content import validate_templates
 from operators.hops import Engagement, History, Trigger
 from operators.messages import (
@@ -206,6 +213,32 @@ def test_arm_stays_and_changes_with_the_salt_only() -> None:
     assert sum(a != b for a, b in zip(first, salted, strict=True)) > 400
 
 
+def test_a_holdout_outlives_a_new_salt_of_the_arms_and_is_one_for_all_campaigns() -> None:
+    users = [f"user-{i}" for i in range(2_000)]
+    tables = [table(), CampaignTable(holdout_salt="2027")]
+    wide, narrow = (
+        campaign(experiment=Experiment(salt=salt, holdout=share))
+        for salt, share in (("one", 0.2), ("two", 0.1))
+    )
+    held = [
+        {u for u in users if made.arm_of(u, one) == "holdout"}
+        for made, one in ((tables[0], wide), (tables[0], narrow), (tables[1], wide))
+    ]
+
+    assert len(held[0]) > len(held[1]) > 100
+    assert held[1] < held[0]
+    assert len(held[0] & held[2]) < 0.4 * len(held[0])
+
+
+def test_the_shares_of_the_arms_are_those_that_users_are_split_by() -> None:
+    experiment = Experiment(holdout=0.05, arms={"random": 0.15, "policy": 0.10})
+
+    assert shares_of(experiment) == {
+        arm: pytest.approx(share, abs=0.01) for arm, share in shares(experiment, 40_000).items()
+    }
+    assert shares_of(Experiment(holdout=0.0, arms={"a": 0.7, "b": 0.3})) == {"a": 0.7, "b": 0.3}
+
+
 def test_order_of_the_arms_in_the_message_makes_no_difference() -> None:
     one = Experiment(arms={"a": 0.5, "b": 0.5})
     two = Experiment(arms={"b": 0.5, "a": 0.5})
@@ -225,6 +258,7 @@ def test_shares_of_nothing_and_all() -> None:
         (campaign(starts_ms=T0_MS, ends_ms=T0_MS), "'c1': ends_ms: not after"),
         (campaign(experiment=Experiment(arms={"a": 0.6, "b": 0.5})), "'c1': experiment.arms:.*1.1"),
         (campaign(experiment=Experiment(arms={"holdout": 0.1})), "'c1': experiment.arms:"),
+        (campaign(experiment=Experiment(arms={"": 0.1})), "'c1': experiment.arms: names"),
         (
             campaign(templates={"en": Template(title="{nam}", body="")}),
             "'c1': templates.en.title: unknown placeholder {nam}",

@@ -20,6 +20,7 @@ from operators.hops import Candidate, Engagement, Forget, History, Ranked, Stand
 from operators.learning import LearnerShard
 from operators.messages import (
     Campaign,
+    CampaignRewards,
     Caps,
     Consent,
     Decision,
@@ -316,6 +317,32 @@ def test_another_campaign_makes_no_second_decision_of_a_trigger() -> None:
     assert world.subject.on_batch([ranked(trigger(), campaign_id="c2")]) == [Standing(sent)]
 
 
+def test_an_apprentice_is_asked_at_a_share_of_triggers_and_changes_nothing_else() -> None:
+    entries = [ranked(trigger(f"e{n}", user_id=f"u{n}")) for n in range(300)]
+    alone, watched = World(), World()
+    watched.policies = PolicyTable(
+        prior_precision=1.0, gamma=1e9, floor=0.0, temperature=1.0, apprentice="softmax"
+    )
+    watched.subject._policies = watched.policies
+    watched.subject._apprentice_share = 0.3
+    watched.teach(0.5)
+    plain, found = (
+        [encode(d) for d in w.subject.on_batch(list(entries))] for w in (alone, watched)
+    )
+
+    learned = [orjson.loads(value)["learning"]["apprentice"] for value in found]
+    asked = [one for one in learned if one is not None]
+    assert 60 < len(asked) < 120  # 4 standard deviations around 90
+    for one in asked:
+        assert one["policy_id"] == "softmax"
+        assert sum(one["probabilities"]) == pytest.approx(1, abs=1e-12)
+        assert 0 < one["value"] < 0.6
+    for value, other in zip(found, plain, strict=True):
+        row = orjson.loads(value)
+        row["learning"]["apprentice"] = None
+        assert row == orjson.loads(other)
+
+
 def test_batches_change_no_byte() -> None:
     entries = [ranked(trigger(f"e{n}", n * HOUR_MS)) for n in range(10)]
     whole, single = World(gamma=20.0), World(gamma=20.0)
@@ -323,3 +350,14 @@ def test_batches_change_no_byte() -> None:
     together = [encode(d) for d in whole.subject.on_batch(list(entries))]
     apart = [encode(d) for entry in entries for d in single.subject.on_batch([entry])]
     assert together == apart
+
+
+def test_a_decision_says_what_its_campaign_earns_and_waits_as_long_as_it_says() -> None:
+    own = CampaignRewards(opened=0.5, window_seconds=3_600)
+    [decision] = World(campaign(rewards=own)).subject.on_batch([ranked(trigger())])
+    [plain] = World().subject.on_batch([ranked(trigger())])
+
+    assert decision.learning.rewards == own
+    assert decision.learning.reward_deadline == decision.delivery.send_after + HOUR_MS
+    assert plain.learning.rewards is None
+    assert plain.learning.reward_deadline == plain.delivery.send_after + 4 * HOUR_MS

@@ -7,6 +7,7 @@ from operators.hops import ItemSignal, ShardBatch
 from operators.item_stats import InteractionTracker
 from operators.learning import LearningUsers
 from operators.messages import Event
+from operators.rewards import RewardRules
 from operators.shards import DictShard
 from tests.conftest import T0_MS, event
 
@@ -18,16 +19,8 @@ def states() -> DictShard[AttributionState]:
 
 
 def users(of: DictShard[AttributionState]) -> LearningUsers:
-    attribution = Attribution(
-        of,
-        opened=1.0,
-        converted=1.0,
-        dismissed=-0.3,
-        opted_out=-5.0,
-        no_response=-0.05,
-        window_ms=1_000,
-    )
-    return LearningUsers(attribution, InteractionTracker(gap_ms=1_800_000))
+    rules = RewardRules(1.0, 0.5, 1.0, -0.3, -5.0, -0.05, window_ms=1_000)
+    return LearningUsers(Attribution(of, rules), InteractionTracker(gap_ms=1_800_000))
 
 
 def seen(number: int, time_ms: int = T0_MS) -> Event:

@@ -8,19 +8,21 @@ import numpy as np
 import pytest
 
 from models.arms import D
+from models.learner import FORMATS
 from operators import attribution_state, fatigue, interest, item_stats, user_state
 from operators.attribution import Attribution
 from operators.attribution_state import AttributionState
 from operators.hops import Reward
 from operators.learning import LearnerShard
 from operators.packed import HEAD_BYTES, NewerStateError
+from operators.rewards import RewardRules
 from operators.shards import DictShard
 from operators.state import StateStore
 from operators.triggers import TriggerRules
 from operators.users import UserShard
 
 CODECS = [attribution_state, fatigue, interest, item_stats, user_state]
-WORTH = dict.fromkeys(("opened", "converted", "dismissed", "opted_out", "no_response"), 0.0)
+RULES = RewardRules(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, window_ms=1)
 MEND = (
     r"version \d+: a newer pushflow wrote it.* Run the newer one, or go back .* before the upgrade"
 )
@@ -48,16 +50,16 @@ def test_bytes_of_no_release_are_refused(codec: ModuleType, packed: bytes) -> No
 def test_a_newer_learner_is_not_taken_for_one_to_begin_anew() -> None:
     shard = LearnerShard()
     shard.on_batch([Reward("p0", "d1", np.ones(D), 1.0, False, 1)])
-    name, time_ms, learner = shard.snapshot()
+    name, time_ms, learner, _ = shard.snapshot()
 
     with pytest.raises(NewerStateError, match=MEND):
-        LearnerShard((name, time_ms, b"\x02" + learner[1:]))
+        LearnerShard((name, time_ms, bytes([max(FORMATS) + 1]) + learner[1:]))
 
 
 def test_a_learner_of_other_columns_begins_anew() -> None:
     shard = LearnerShard()
     shard.on_batch([Reward("p0", "d1", np.ones(D), 1.0, False, 1)])
-    name, time_ms, learner = shard.snapshot()
+    name, time_ms, learner, _ = shard.snapshot()
     other_spec = learner[:5] + b"0" * 16 + learner[21:]
 
     assert LearnerShard((name, time_ms, other_spec)).row().n_rewards == 0
@@ -88,13 +90,13 @@ def test_a_flow_does_not_start_on_the_state_of_a_newer_release(
         if codec is user_state:
             UserShard("00", older, TriggerRules(), lambda _: "")
         else:
-            Attribution(older, window_ms=1, **WORTH)
+            Attribution(older, RULES)
 
 
 def test_attribution_of_version_2_goes_on_with_its_timers() -> None:
     state = AttributionState(partition=3, recent=[("i1", 5)], last_ms=5, later_ms=7_000)
     packed = attribution_state.encode_state(state)
-    fields = msgspec.msgpack.decode(packed[HEAD_BYTES:])[:-1]  # without what was bought
+    fields = msgspec.msgpack.decode(packed[HEAD_BYTES:])[:-2]  # without what was bought, and delays
     old = b"\x02" + packed[1:HEAD_BYTES] + msgspec.msgpack.encode(fields)
 
     assert attribution_state.decode_state(old) == state
@@ -105,5 +107,5 @@ def test_attribution_of_version_2_goes_on_with_its_timers() -> None:
         new=attribution_state.new_state,
         state=(("u1", old),),
     )
-    attribution = Attribution(shard, window_ms=1, **WORTH)
+    attribution = Attribution(shard, RULES)
     assert attribution._timers[3].first_ms == 7_000

@@ -9,7 +9,7 @@ import pytest
 import torch
 from prometheus_client import Counter
 
-from models.arms import ARM, N_ARM
+from models.arms import ARM, N_ARM, N_NEURAL
 from models.checkpoint import write_model
 from models.export import export_student
 from models.features import EVENT_CODE
@@ -244,6 +244,29 @@ def test_with_a_student_too_no_set_depends_on_who_shares_the_batch(student: Path
     together = sets(subject.on_batch(list(triggers)))
     alone = [one for trigger in triggers for one in sets(subject.on_batch([trigger]))]
     assert together == alone
+
+
+def test_the_students_columns_stand_behind_the_arms_own(student: Path) -> None:
+    plain, wide = studious(student), studious(student)
+    wide._is_neural = True
+    triggers = [saw("u1", "i01", RARE[3]), saw("u2")]
+    for one, other in zip(
+        plain.on_batch(list(triggers)), wide.on_batch(list(triggers)), strict=True
+    ):
+        assert isinstance(one, Ranked)
+        assert isinstance(other, Ranked)
+        assert other.candidates == one.candidates
+        assert (other.arm_features[:, :N_ARM] == one.arm_features).all()
+        assert other.arm_features.shape == (20, N_ARM + N_NEURAL)
+        assert other.arm_features[:, N_ARM:].any()
+
+
+def test_without_a_student_its_columns_are_zeros() -> None:
+    subject = ranker(catalogue())
+    subject._is_neural = True
+    [entry] = subject.on_batch([saw("u1", "i01")])
+    assert isinstance(entry, Ranked)
+    assert not entry.arm_features[:, N_ARM:].any()
 
 
 @pytest.fixture(scope="module")

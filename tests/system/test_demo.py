@@ -8,6 +8,9 @@ from typing import IO, Any
 
 import pytest
 
+from flows.audit_report import run
+from flows.audit_sources import Directory
+from flows.settings import Settings
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -42,7 +45,8 @@ def report_of(demo: "subprocess.Popen[str]") -> dict[str, Any]:
 
 
 def test_a_whole_run_loses_nothing_and_decides_nothing_twice(tmp_path: Path) -> None:
-    demo = start(tmp_path, "--seconds", "12", "--report", str(tmp_path / "report.json"))
+    files = "--report", str(tmp_path / "report.json"), "--log", str(tmp_path / "log")
+    demo = start(tmp_path, "--seconds", "12", *files)
 
     found = report_of(demo)
 
@@ -54,6 +58,10 @@ def test_a_whole_run_loses_nothing_and_decides_nothing_twice(tmp_path: Path) -> 
     assert found["rewards_learned"] > 0
     assert json.loads((tmp_path / "report.json").read_text()) == found
     assert (tmp_path / "report.png").stat().st_size > 1_000
+    audit = run(Settings(), Directory(tmp_path / "log")).audit
+    assert audit.n_decisions == found["triggers"]
+    assert audit.is_clean, audit.examples
+    assert audit.n_from_posterior == audit.n_asked > 0
 
 
 def test_an_interrupt_ends_the_run_early_with_its_summary(tmp_path: Path) -> None:

@@ -1,0 +1,348 @@
+"""From a trained student to the file that serves: each step measured, and kept where it pays.
+
+Reads   histories with their cuts, items, and a teacher where there is one.
+Emits   a table of steps, and the model that the rule chose.
+Owns    the order of the steps, how they are measured, and the rule.
+
+A step starts from what the steps before it left. It is kept if it serves a user in at most
+`FASTER` of the time, and keeps enough of NDCG@10 on the validation: `KEEPS` of the student's for
+what is trained again, `KEEPS_INT8` of its own float version for int8. The test is asked once, of
+all steps, and decides nothing. Needs torch.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.checkpoint import ModelFile, write_model
+from models.compress import (
+    dynamic_int8,
+    importance,
+    int8_ranges,
+    narrowed,
+    pruned,
+    student_guide,
+    teacher_call,
+)
+from models.dataset import Requests, popularity, requests_at
+from models.distill import Distillation, TeacherGuide
+from models.export import export_student
+from models.next_item import Exam, Score, answers, exam, of_requests, values
+from models.serving import MAX_ROWS, StudentScorer
+from models.splits import Split
+from models.student import Student
+from models.teacher import Teacher
+from models.teacher_training import teacher_scores
+from models.text import encode_texts
+from models.train import Progress, TrainConfig, catalogue_scores, fit_student, recover_student
+
+FASTER: Final = 0.95
+KEEPS: Final = 0.98
+KEEPS_INT8: Final = 0.99
+_PARITY: Final = 1e-3  # of a score's spread, between torch and the served float network
+_CALIBRATION: Final = 512  # requests before the validation, that int8's ranges are taken from
+_ROUNDS: Final = 60  # of timing; the least counts
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How far to compress, and how long to train."""
+
+    reach: tuple[int, ...] = (43, 7)  # of each layer; (): leave it
+    heads: int = 1  # of each layer
+    feed_forward: int = 64  # hidden units of each layer
+    training: TrainConfig = field(default_factory=TrainConfig)
+    recovery: TrainConfig = field(
+        default_factory=lambda: TrainConfig(epochs=4, patience=2, learning_rate=1e-3)
+    )
+    distillation: Distillation = field(default_factory=Distillation)
+    requests: int = 5_000  # of the test, and of the validation, at most
+    repeats: bool = False  # whether what a user had is ranked too
+    seed: int = 1
+
+
+class Data(NamedTuple):
+    """What is trained on."""
+
+    split: Split
+    item_ids: list[str]
+    texts: list[str]
+
+
+class Step(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    network_bytes: int
+    file_bytes: int
+    ms: float  # of CPU, one thread, for 32 users of the test with the longest histories
+    validation: float  # NDCG@10
+    test: float  # NDCG@10
+    parity: float  # greatest difference of a user's vector from torch's, by the vectors' spread
+    verdict: str  # "" of a row that nothing is decided of
+
+
+class Compressed(NamedTuple):
+    """What came of it."""
+
+    steps: list[Step]
+    chosen: str  # name of the step whose model it is
+    model: ModelFile
+
+
+class _Made(NamedTuple):
+    """A step's model, and what is known of it so far."""
+
+    name: str
+    student: Student
+    model: ModelFile
+    scorer: StudentScorer
+    file_bytes: int
+    validation: float
+    parity: float
+
+
+def compress(
+    data: Data, plan: Plan, *, teacher: Teacher | None = None, tell: Tell = lambda _: None
+) -> Compressed:
+    """Train, narrow, prune and quantise a student; return all steps, and what serves.
+
+    Parameters
+    ----------
+    data, plan
+        What to train on, and how far to go.
+    teacher
+        Trained on the same items; the student is distilled from it.
+    tell
+        Is told how far it is.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to train on or to ask about, or a served float network does not say
+        what torch's does.
+    """
+    with TemporaryDirectory() as folder:
+        return _Run(data, plan, teacher, tell, Path(folder)).all()
+
+
+class _Run:
+    """One compression."""
+
+    def __init__(
+        self, data: Data, plan: Plan, teacher: Teacher | None, tell: Tell, folder: Path
+    ) -> None:
+        self.data, self.plan, self.teacher, self.tell, self.folder = (
+            data, plan, teacher, tell, folder,
+        )  # fmt: skip
+        self.histories, self.cuts = data.split.histories, data.split.cuts
+        self.vectors = encode_texts(data.texts)
+        known = popularity(self.histories, len(data.item_ids), until_s=self.cuts[0])
+        self.known = np.flatnonzero(known)
+        limit, repeats = plan.requests, plan.repeats
+        self.validation = exam(self.histories, *self.cuts, repeats=repeats, limit=limit)
+        self.test = exam(self.histories, self.cuts[1], None, repeats=repeats, limit=limit)
+        if not len(self.validation.events) or not len(self.test.events):
+            raise ValueError("nothing to ask: no new items behind the cuts; try --repeats")
+        past = exam(self.histories, 0, self.cuts[0], repeats=True, limit=_CALIBRATION)
+        self.past = requests_at(self.histories, past.events)
+        self.timed = _longest(requests_at(self.histories, self.test.events), MAX_ROWS)
+
+    def all(self) -> Compressed:
+        guide = None
+        if self.teacher is not None:
+            told = self.plan.distillation
+            guide = TeacherGuide(
+                self.teacher,
+                self.vectors,
+                self.known,
+                config=told,
+                seed=self.plan.seed,
+                repeats=self.plan.repeats,
+            )
+        fitted = fit_student(
+            self.histories,
+            self.vectors,
+            config=self._cut(self.plan.training),
+            seed=self.plan.seed,
+            on_progress=self._shows("student"),
+            teacher=guide,
+        )
+        self.fitted = fitted
+        best = student = self._made("student", fitted.student)
+        made, verdicts = [student], ["the steps start here"]
+
+        def judge(found: _Made, keeps: float, of: _Made) -> _Made:
+            is_kept, verdict = self._verdict(found, best, keeps, of)
+            made.append(found)
+            verdicts.append(verdict)
+            return found if is_kept else best
+
+        if self.plan.reach:
+            smaller = narrowed(best.student, self.plan.reach)
+            best = judge(self._recovered("narrowed", smaller), KEEPS, student)
+        heads, units = self.plan.heads, self.plan.feed_forward
+        self.tell("importance of heads and hidden units")
+        worth = importance(
+            best.student, self.histories, self.vectors, until_s=self.cuts[0], seed=self.plan.seed
+        )
+        smaller = pruned(best.student, worth, heads=heads, feed_forward=units)
+        best = judge(self._recovered("pruned", smaller), KEEPS, student)
+        whole = best
+        best = judge(self._made("int8 dynamic", whole.student, "dynamic"), KEEPS_INT8, whole)
+        best = judge(self._made("int8 static", whole.student, "static"), KEEPS_INT8, whole)
+        return Compressed(self._rows(made, verdicts), best.name, best.model)
+
+    def _recovered(self, name: str, smaller: Student) -> _Made:
+        """Return a smaller student that has learned what the first one knows."""
+        recover_student(
+            smaller,
+            self.histories,
+            self.vectors,
+            config=self._cut(self.plan.recovery),
+            seed=self.plan.seed,
+            on_progress=self._shows(name),
+            teacher=student_guide(
+                self.fitted.student,
+                self.vectors,
+                self.known,
+                config=self.plan.distillation,
+                seed=self.plan.seed,
+                repeats=self.plan.repeats,
+            ),
+        )
+        return self._made(name, smaller)
+
+    def _made(self, name: str, student: Student, int8: str = "") -> _Made:
+        self.tell(f"{name}: asking about the validation")
+        metrics, factors, ids = self.fitted.metrics, self.fitted.factors, self.data.item_ids
+        model = export_student(student, ids, metrics, factors)
+        path = self.folder / f"{name}.pfm"
+        write_model(path, model)
+        if int8 == "static":
+            scorer = StudentScorer(path)
+            ranges = int8_ranges(student, self._table(scorer), self.past)
+            model = export_student(student, ids, metrics, factors, ranges)
+        elif int8 == "dynamic":
+            model = dynamic_int8(model)
+        write_model(path, model)
+        scorer = StudentScorer(path)
+        parity = self._parity(student, scorer)
+        if not int8 and parity > _PARITY:
+            raise ValueError(f"{name}: the served network is {parity:.2g} from torch's")
+        worth = _ndcg(self._served(scorer), self.validation)
+        return _Made(name, student, model, scorer, path.stat().st_size, worth, parity)
+
+    def _verdict(self, found: _Made, best: _Made, keeps: float, of: _Made) -> tuple[bool, str]:
+        """Say whether a step is kept, and why; `of` is what its quality is compared with."""
+        times = _milliseconds([self._call(best.scorer), self._call(found.scorer)])
+        share = times[1] / times[0]
+        quality = found.validation / max(of.validation, 1e-9)
+        is_kept = share <= FASTER and quality >= keeps
+        told = (
+            f"{share:.0%} of the time of {best.name} (<= {FASTER:.0%}), {quality:.1%} of "
+            f"{of.name}'s NDCG (>= {keeps:.0%})"
+        )
+        return is_kept, f"{'kept' if is_kept else 'left out'}: {told}"
+
+    def _rows(self, made: Sequence[_Made], verdicts: Sequence[str]) -> list[Step]:
+        self.tell("asking about the test")
+        calls = [self._call(one.scorer) for one in made]
+        if self.teacher is not None:
+            calls.append(teacher_call(self.teacher, self.vectors, self.timed))
+        times = _milliseconds(calls)
+        steps = [
+            Step(
+                one.name,
+                len(one.model.onnx),
+                one.file_bytes,
+                ms,
+                one.validation,
+                _ndcg(self._served(one.scorer), self.test),
+                one.parity,
+                verdict,
+            )
+            for one, ms, verdict in zip(made, times, verdicts, strict=False)
+        ]
+        if self.teacher is None:
+            return steps
+        score = of_requests(teacher_scores(self.teacher, self.vectors), self.histories)
+        size = sum(own.numel() * own.element_size() for own in self.teacher.parameters())
+        found = (_ndcg(score, self.validation), _ndcg(score, self.test))
+        return [Step("teacher", size, size, times[-1], *found, 0.0, ""), *steps]
+
+    def _table(self, scorer: StudentScorer) -> NDArray[np.float32]:
+        vectors = scorer.embed_items(self.data.item_ids, self.vectors)
+        return np.vstack((np.zeros((1, scorer.dim), np.float32), vectors))  # (N + 1, M)
+
+    def _served(self, scorer: StudentScorer) -> Score:
+        table = self._table(scorer)
+
+        def score(asked: Requests) -> NDArray[np.float32]:
+            scores: NDArray[np.float32] = _users(scorer, table, asked) @ table[1:].T
+            return scores
+
+        return of_requests(score, self.histories)
+
+    def _call(self, scorer: StudentScorer) -> Callable[[], object]:
+        return partial(_users, scorer, self._table(scorer), self.timed)
+
+    def _parity(self, student: Student, scorer: StudentScorer) -> float:
+        """Return how far scores are from torch's at most, in standard deviations of a score."""
+        table = self._table(scorer)
+        ours = _users(scorer, table, self.timed) @ table[1:].T
+        theirs = catalogue_scores(student, self.vectors)(self.timed)
+        return float(np.abs(ours - theirs).max() / theirs.std())
+
+    def _cut(self, config: TrainConfig) -> TrainConfig:
+        split = self.data.split
+        config = replace(config, validation=split.validation, test=split.test)
+        return config if self.plan.repeats else config.once()
+
+    def _shows(self, name: str) -> Callable[[Progress], None]:
+        return lambda at: self.tell(
+            f"{name}: epoch {at.epoch}, step {at.done} of at most {at.total}, loss {at.loss:.3f}, "
+            f"validation NDCG@10 {at.ndcg:.4f}"
+        )
+
+
+def _users(
+    scorer: StudentScorer, table: NDArray[np.float32], asked: Requests
+) -> NDArray[np.float32]:
+    return scorer.user_vectors(table, asked.rows, asked.types, asked.age_s, asked.contexts)
+
+
+def _ndcg(score: Score, asked: Exam) -> float:
+    return float(values(answers(score, asked).rank)["ndcg@10"].mean())
+
+
+def _longest(asked: Requests, n: int) -> Requests:
+    """Return the n requests with the longest histories."""
+    order = np.argsort(-(asked.rows > 0).sum(axis=1), kind="stable")[:n]
+    return Requests(
+        asked.rows[order],
+        asked.types[order],
+        asked.age_s[order],
+        asked.contexts[order],
+        asked.targets[order],
+    )
+
+
+def _milliseconds(calls: Sequence[Callable[[], object]]) -> list[float]:
+    """Return each call's least CPU time of this thread, turn and turn about."""
+    least = [float("inf")] * len(calls)
+    for _ in range(_ROUNDS):
+        for at, call in enumerate(calls):
+            began = time.thread_time()
+            call()
+            least[at] = min(least[at], 1_000 * (time.thread_time() - began))
+    return least

@@ -1,0 +1,163 @@
+"""Drift: when the mean of a stream of numbers has moved, by segment.
+
+Reads   rewards, and the learner's errors: reward less the value that it had foretold.
+Emits   alarms.
+Owns    River's Page-Hinkley tests: in which unit, how sure, from when on, and as which bytes.
+
+A number goes into the test in standard deviations of its own stream, so that one threshold holds
+for all. Page-Hinkley adds up how far numbers lie beyond the mean by more than `DELTA`, and tells
+when that is `THRESHOLD` above its least. A quiet stream of independent normal numbers then gives
+one false alarm in some 10^8 (Wald: exp(2 DELTA THRESHOLD) / (4 DELTA^2), both ways). A mean that
+has moved by half a deviation is found after THRESHOLD / (0.5 - DELTA), some 190 numbers.
+
+Rewards move for good reasons too: a policy that learns earns more. Errors move when what was
+learned holds no more. So both are watched, and only errors are a reason to forget.
+
+Why Page-Hinkley and not ADWIN: its state is six numbers that can be read and put back, so that a
+restart goes on bit for bit. River's `alpha` stays at 1: below, the sums of a long quiet stream
+are drawn back to 0 as strongly as `DELTA` pushes them away, and wander up to the threshold.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from river.drift import PageHinkley
+
+DELTA: Final = 0.1  # standard deviations
+THRESHOLD: Final = 75.0
+# Numbers of a segment before its test begins, and again after an alarm: the scale is estimated
+# from them, and a learner that has just begun or just forgotten is let settle.
+SETTLING: Final = 200
+LATE: Final = 100  # numbers that an alarm's "after" is of
+MAX_DEVIATIONS: Final = 4.0  # a single number counts no more than this
+MAX_SEGMENTS: Final = 64  # the one that was seen longest ago makes room
+
+
+class Alarm(msgspec.Struct, frozen=True, array_like=True):
+    """One mean that has moved."""
+
+    segment: str
+    kind: str  # "reward" or "error"
+    time_ms: int
+    before: float  # mean since the test began
+    after: float  # of late
+
+
+class Watch:
+    """The test of one stream.
+
+    Notes
+    -----
+    The state is 10 numbers.
+
+    Examples
+    --------
+    >>> watch = Watch()
+    >>> any(watch.update(n % 2) for n in range(2_000))
+    False
+    >>> next(n for n in range(2_000) if watch.update(n % 2 + 1.0))  # by two standard deviations
+    41
+    >>> again = Watch(watch.state())
+    >>> again.state() == watch.state()
+    True
+    """
+
+    def __init__(self, state: Sequence[float] = ()) -> None:
+        own, test = (state[:4], state[4:]) if state else ((0.0, 0.0, 0.0, 0.0), ())
+        # Mean and sum of squares around it since the test began; mean of late.
+        self._n, self.mean, self._squares, self.late_mean = own
+        self._test = _test(test)
+
+    def state(self) -> tuple[float, ...]:
+        """Return the state as numbers."""
+        return (self._n, self.mean, self._squares, self.late_mean, *_numbers(self._test))
+
+    def update(self, value: float) -> bool:
+        """Take a number; return whether the mean has moved, which asks for a new watch."""
+        self._n += 1
+        off = value - self.mean
+        self.mean += off / self._n
+        self._squares += off * (value - self.mean)
+        self.late_mean += (value - self.late_mean) / min(self._n, LATE)
+        if self._n <= SETTLING or not self._squares:
+            return False
+        scaled = off / math.sqrt(self._squares / self._n)
+        self._test.update(min(max(scaled, -MAX_DEVIATIONS), MAX_DEVIATIONS))
+        return bool(self._test.drift_detected)
+
+
+class DriftWatches:
+    """The tests of all segments of one shard.
+
+    Parameters
+    ----------
+    state
+        A value from `snapshot`, or nothing.
+
+    Notes
+    -----
+    Memory and state: two tests a segment, 64 segments at most, 12 KB.
+
+    Examples
+    --------
+    >>> watches = DriftWatches()
+    >>> watches.update("trigger:idle", 1.0, error=0.2, time_ms=5)
+    []
+    >>> DriftWatches(watches.snapshot()).snapshot() == watches.snapshot()
+    True
+    """
+
+    def __init__(self, state: bytes = b"") -> None:
+        known = _decoder.decode(state) if state else {}
+        self._watches = {
+            segment: {kind: Watch(numbers) for kind, numbers in kinds.items()}
+            for segment, kinds in known.items()
+        }
+
+    def update(self, segment: str, reward: float, *, error: float, time_ms: int) -> list[Alarm]:
+        """Take a reward of a segment, and how far from it the foretold value was."""
+        watches = self._watches.pop(segment, None) or {"reward": Watch(), "error": Watch()}
+        self._watches[segment] = watches  # the last place: seen just now
+        if len(self._watches) > MAX_SEGMENTS:
+            del self._watches[next(iter(self._watches))]
+        alarms = []
+        for kind, value in (("reward", reward), ("error", error)):
+            watch = watches[kind]
+            if watch.update(value):
+                alarms.append(Alarm(segment, kind, time_ms, watch.mean, watch.late_mean))
+                watches[kind] = Watch()
+        return alarms
+
+    def settle(self) -> None:
+        """Begin all tests of errors anew: the learner was made to forget, and errs otherwise."""
+        for watches in self._watches.values():
+            watches["error"] = Watch()
+
+    def snapshot(self) -> bytes:
+        """Return the state as bytes."""
+        return _encoder.encode(
+            {
+                segment: {kind: watch.state() for kind, watch in watches.items()}
+                for segment, watches in self._watches.items()
+            }
+        )
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(dict[str, dict[str, tuple[float, ...]]])
+
+
+def _test(numbers: Sequence[float]) -> PageHinkley:
+    test = PageHinkley(min_instances=1, delta=DELTA, threshold=THRESHOLD, alpha=1.0)
+    if numbers:
+        test._x_mean.n, test._x_mean._mean = numbers[:2]
+        test._sum_increase, test._sum_decrease = numbers[2:4]
+        test._min_increase, test._max_decrease = numbers[4:]
+    return test
+
+
+def _numbers(test: PageHinkley) -> tuple[float, ...]:
+    sums = (test._sum_increase, test._sum_decrease, test._min_increase, test._max_decrease)
+    return tuple(map(float, (test._x_mean.n, test._x_mean._mean, *sums)))
