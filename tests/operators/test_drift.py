@@ -25,9 +25,11 @@ class Turning(NamedTuple):
     shards: list[LearnerShard]
 
 
-def run(n_before: int, n_after: int, *, drift_keeps: int, restarts: bool = False) -> Turning:
+def run(
+    n_before: int, n_after: int, *, drift_keeps: int, restarts: bool = False, seed: int = 5
+) -> Turning:
     """Decide, earn, learn; after `n_before` decisions other weights make what is opened."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(seed)
     worlds = rng.normal(size=(2, COLUMNS)) / 2
     shards = [LearnerShard(drift_keeps=drift_keeps) for _ in range(SHARDS)]
     table = PolicyTable(policy="squarecb", gamma=50.0, floor=0.002, prior_precision=1.0)
