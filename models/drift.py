@@ -2,7 +2,8 @@
 
 Reads   rewards, and the learner's errors: reward less the value that it had foretold.
 Emits   alarms.
-Owns    River's Page-Hinkley tests: in which unit, how sure, from when on, and as which bytes.
+Owns    Page-Hinkley tests as River has them: in which unit, how sure, from when on, and as which
+        bytes.
 
 A number goes into the test in standard deviations of its own stream, so that one threshold holds
 for all. Page-Hinkley adds up how far numbers lie beyond the mean by more than `DELTA`, and tells
@@ -23,7 +24,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import msgspec
-from river.drift import PageHinkley
 
 DELTA: Final = 0.1  # standard deviations
 THRESHOLD: Final = 75.0
@@ -33,6 +33,8 @@ SETTLING: Final = 200
 LATE: Final = 100  # numbers that an alarm's "after" is of
 MAX_DEVIATIONS: Final = 4.0  # a single number counts no more than this
 MAX_SEGMENTS: Final = 64  # the one that was seen longest ago makes room
+KINDS: Final = ("reward", "error")
+_NEW: Final = (0.0,) * 8 + (math.inf, -1.0)  # River begins its greatest sum at -1
 
 
 class Alarm(msgspec.Struct, frozen=True, array_like=True):
@@ -46,11 +48,12 @@ class Alarm(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Watch:
-    """The test of one stream.
+    """The test of one stream: River's `PageHinkley(delta=DELTA, threshold=THRESHOLD, alpha=1)`.
 
     Notes
     -----
-    The state is 10 numbers.
+    The state is 10 numbers. River's own object takes 2 us a number, and each reward is told to
+    four tests; its arithmetic stands here line by line, and a test holds it to River's bits.
 
     Examples
     --------
@@ -64,28 +67,54 @@ class Watch:
     True
     """
 
-    def __init__(self, state: Sequence[float] = ()) -> None:
-        own, test = (state[:4], state[4:]) if state else ((0.0, 0.0, 0.0, 0.0), ())
+    __slots__ = (
+        "_highest",
+        "_lowest",
+        "_n",
+        "_squares",
+        "_sum_down",
+        "_sum_up",
+        "_tested",
+        "_tested_mean",
+        "late_mean",
+        "mean",
+    )
+
+    def __init__(self, state: Sequence[float] = _NEW) -> None:
         # Mean and sum of squares around it since the test began; mean of late.
-        self._n, self.mean, self._squares, self.late_mean = own
-        self._test = _test(test)
+        self._n, self.mean, self._squares, self.late_mean = state[:4]
+        # The test: its own mean, what lies above and below it summed up, and their extremes.
+        self._tested, self._tested_mean, self._sum_up, self._sum_down = state[4:8]
+        self._lowest, self._highest = state[8:]
 
     def state(self) -> tuple[float, ...]:
         """Return the state as numbers."""
-        return (self._n, self.mean, self._squares, self.late_mean, *_numbers(self._test))
+        return (
+            *(self._n, self.mean, self._squares, self.late_mean),
+            *(self._tested, self._tested_mean, self._sum_up, self._sum_down),
+            *(self._lowest, self._highest),
+        )
 
     def update(self, value: float) -> bool:
         """Take a number; return whether the mean has moved, which asks for a new watch."""
-        self._n += 1
+        n = self._n = self._n + 1.0
         off = value - self.mean
-        self.mean += off / self._n
-        self._squares += off * (value - self.mean)
-        self.late_mean += (value - self.late_mean) / min(self._n, LATE)
-        if self._n <= SETTLING or not self._squares:
+        mean = self.mean = self.mean + off / n
+        squares = self._squares = self._squares + off * (value - mean)
+        self.late_mean += (value - self.late_mean) / (n if n < LATE else LATE)
+        if n <= SETTLING or not squares:
             return False
-        scaled = off / math.sqrt(self._squares / self._n)
-        self._test.update(min(max(scaled, -MAX_DEVIATIONS), MAX_DEVIATIONS))
-        return bool(self._test.drift_detected)
+        scaled = off / math.sqrt(squares / n)
+        return self._test(min(max(scaled, -MAX_DEVIATIONS), MAX_DEVIATIONS))
+
+    def _test(self, value: float) -> bool:
+        tested = self._tested = self._tested + 1.0
+        mean = self._tested_mean = self._tested_mean + (1.0 / tested) * (value - self._tested_mean)
+        up = self._sum_up = self._sum_up + (value - mean) - DELTA
+        down = self._sum_down = self._sum_down + (value - mean) + DELTA
+        lowest = self._lowest = min(self._lowest, up)
+        highest = self._highest = max(self._highest, down)
+        return up - lowest > THRESHOLD or highest - down > THRESHOLD
 
 
 class DriftWatches:
@@ -111,35 +140,35 @@ class DriftWatches:
 
     def __init__(self, state: bytes = b"") -> None:
         known = _decoder.decode(state) if state else {}
+        # By segment, one for each of `KINDS`.
         self._watches = {
-            segment: {kind: Watch(numbers) for kind, numbers in kinds.items()}
-            for segment, kinds in known.items()
+            segment: [Watch(kinds[kind]) for kind in KINDS] for segment, kinds in known.items()
         }
 
     def update(self, segment: str, reward: float, *, error: float, time_ms: int) -> list[Alarm]:
         """Take a reward of a segment, and how far from it the foretold value was."""
-        watches = self._watches.pop(segment, None) or {"reward": Watch(), "error": Watch()}
+        watches = self._watches.pop(segment, None) or [Watch(), Watch()]
         self._watches[segment] = watches  # the last place: seen just now
         if len(self._watches) > MAX_SEGMENTS:
             del self._watches[next(iter(self._watches))]
         alarms = []
-        for kind, value in (("reward", reward), ("error", error)):
-            watch = watches[kind]
+        for i, value in enumerate((reward, error)):
+            watch = watches[i]
             if watch.update(value):
-                alarms.append(Alarm(segment, kind, time_ms, watch.mean, watch.late_mean))
-                watches[kind] = Watch()
+                alarms.append(Alarm(segment, KINDS[i], time_ms, watch.mean, watch.late_mean))
+                watches[i] = Watch()
         return alarms
 
     def settle(self) -> None:
         """Begin all tests of errors anew: the learner was made to forget, and errs otherwise."""
         for watches in self._watches.values():
-            watches["error"] = Watch()
+            watches[1] = Watch()
 
     def snapshot(self) -> bytes:
         """Return the state as bytes."""
         return _encoder.encode(
             {
-                segment: {kind: watch.state() for kind, watch in watches.items()}
+                segment: {kind: w.state() for kind, w in zip(KINDS, watches, strict=True)}
                 for segment, watches in self._watches.items()
             }
         )
@@ -147,17 +176,3 @@ class DriftWatches:
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(dict[str, dict[str, tuple[float, ...]]])
-
-
-def _test(numbers: Sequence[float]) -> PageHinkley:
-    test = PageHinkley(min_instances=1, delta=DELTA, threshold=THRESHOLD, alpha=1.0)
-    if numbers:
-        test._x_mean.n, test._x_mean._mean = numbers[:2]
-        test._sum_increase, test._sum_decrease = numbers[2:4]
-        test._min_increase, test._max_decrease = numbers[4:]
-    return test
-
-
-def _numbers(test: PageHinkley) -> tuple[float, ...]:
-    sums = (test._sum_increase, test._sum_decrease, test._min_increase, test._max_decrease)
-    return tuple(map(float, (test._x_mean.n, test._x_mean._mean, *sums)))

@@ -53,6 +53,20 @@ def test_it_equals_river_fed_with_full_dictionaries():
     assert ours.predict_one(probe) == pytest.approx(river.predict_one(probe), rel=1e-12)
 
 
+@pytest.mark.parametrize("dim", [3, 32])  # River keeps 8 rows at least
+def test_its_sums_are_rivers_to_the_bit(dim: int):
+    rng = np.random.default_rng(3)
+    names = [f"f{j}" for j in range(dim)]
+    river, ours = BayesianLinearRegression(), RewardLearner(names)
+    river.learn_one(dict.fromkeys(names, 0.0), 0.0)
+    for row in rng.normal(size=(50, dim)) * (rng.random((50, dim)) < 0.7):
+        reward = float(rng.normal())
+        river.learn_one(dict(zip(names, row.tolist(), strict=True)), reward)
+        ours.learn(row, reward)
+    for sums in ("_ss_arr", "_ss_inv_arr", "_eta_arr"):
+        assert getattr(ours.model, sums).tolist() == getattr(river, sums).tolist()
+
+
 @pytest.mark.parametrize("n_shards", [2, 4, 7])
 def test_merged_shards_equal_one_learner_of_all(n_shards: int):
     x, y = stream(2_000)

@@ -1,12 +1,14 @@
 """A world that turns: the learner forgets, and a quiet one leaves it what it knows."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import pytest
+from river.drift import PageHinkley
 
 from models.arms import D
-from models.drift import DriftWatches, Watch
+from models.drift import DELTA, MAX_DEVIATIONS, SETTLING, THRESHOLD, DriftWatches, Watch
 from models.policy import sample
 from operators.hops import Reward
 from operators.learning import MAX_ALARMS, LearnerShard
@@ -142,3 +144,24 @@ def test_a_watch_goes_on_bit_for_bit() -> None:
         resumed.update(value)
         resumed = Watch(resumed.state())
     assert resumed.state() == unbroken.state()
+
+
+@pytest.mark.parametrize("moved", [0.6, -0.6])
+def test_a_watch_does_what_rivers_page_hinkley_does_to_the_bit(moved: float) -> None:
+    values = np.random.default_rng(6).normal(size=3_000)
+    values[2_000:] += moved
+    river = PageHinkley(min_instances=1, delta=DELTA, threshold=THRESHOLD, alpha=1.0)
+    watch = Watch()
+    for n, value in enumerate(values.tolist(), start=1):
+        before, is_alarm = watch.mean, watch.update(value)
+        if n > SETTLING:
+            deviation = math.sqrt(watch.state()[2] / n)
+            scaled = (value - before) / deviation
+            river.update(min(max(scaled, -MAX_DEVIATIONS), MAX_DEVIATIONS))
+            sums = (river._sum_increase, river._sum_decrease)
+            extremes = (river._min_increase, river._max_decrease)
+            assert watch.state()[4:] == (river._x_mean.n, river._x_mean.get(), *sums, *extremes)
+            assert is_alarm == river.drift_detected
+        if is_alarm:
+            break
+    assert 2_000 < n < 2_500
