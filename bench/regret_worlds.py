@@ -1,6 +1,6 @@
 """Worlds whose truth is known, for `bench.regret`: what each arm earns on average, at every step.
 
-Owns    three worlds of 20 arms, and what regret means in them.
+Owns    four worlds of 20 arms, and what regret means in them.
 
 Each step has a moment, some numbers that all arms share, and each arm has some numbers of its own.
 What is known of an arm then is (1, the arm's numbers) x (1, the moment's): a constant, both alone,
@@ -16,6 +16,8 @@ arm by itself from the moment.
               log-odds are lower by a drop that fades with the steps since. Size and pace of the
               drop are the world's. Contestants see exp(-steps since / 8) and the same of 32 as two
               more numbers of the arm, of the form of the product's `push_recency`: 24 columns.
+`uneven`      The same, but each arm drops by an amount and recovers at a pace of its own, which
+              no column tells.
 
 A world is all of its seed: two contestants with the same seed meet the same moments, and the same
 arm chosen at the same step in the same state earns the same.
@@ -118,7 +120,8 @@ class RecoveringWorld(World):
     logits
         Of a click on an arm that has recovered, shape (T, K).
     drop, pace
-        What the log-odds are lower by at once, and the steps in which it fades by a factor of e.
+        What the log-odds are lower by at once, and the steps in which it fades by a factor of e;
+        each of one number or of shape (K,).
     """
 
     def __init__(
@@ -128,8 +131,8 @@ class RecoveringWorld(World):
         logits: Floats,
         luck: Floats,
         *,
-        drop: float,
-        pace: float,
+        drop: float | Floats,
+        pace: float | Floats,
     ) -> None:
         super().__init__(contexts, arms, logits, luck, is_click=True)
         self._drop, self._pace = drop, pace
@@ -197,10 +200,18 @@ def sparse(seed: int, n_steps: int) -> World:
 
 def recovering(seed: int, n_steps: int) -> World:
     """Return the world `recovering`."""
-    rng = np.random.default_rng([3, seed])
+    return _recovering(np.random.default_rng([3, seed]), n_steps, n_paces=1)
+
+
+def uneven(seed: int, n_steps: int) -> World:
+    """Return the world `uneven`."""
+    return _recovering(np.random.default_rng([5, seed]), n_steps, n_paces=K)
+
+
+def _recovering(rng: np.random.Generator, n_steps: int, *, n_paces: int) -> World:
     contexts, arms = _normals(rng, n_steps, 3), _normals(rng, K, 3)
     logits = _products(contexts, arms, _truth(rng, 3, 3))
-    drop, pace = float(rng.uniform(2.0, 4.0)), float(rng.uniform(5.0, 40.0))
+    drop, pace = rng.uniform(2.0, 4.0, n_paces), rng.uniform(5.0, 40.0, n_paces)
     return RecoveringWorld(contexts, arms, logits, rng.random(n_steps), drop=drop, pace=pace)
 
 
@@ -208,6 +219,7 @@ WORLDS: Final[dict[str, Callable[[int, int], World]]] = {
     "logistic": logistic,
     "sparse": sparse,
     "recovering": recovering,
+    "uneven": uneven,
 }
 
 

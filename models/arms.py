@@ -54,6 +54,7 @@ CLICK_PRIOR: Final = (0.10, 20.0)
 PURCHASE_PRIOR: Final = (0.02, 50.0)
 OPEN_PRIOR: Final = (0.10, 20.0)
 FAVORITE_PRIOR: Final = (0.03, 50.0)
+_PRIORS: Final = np.array([CLICK_PRIOR, PURCHASE_PRIOR, OPEN_PRIOR, FAVORITE_PRIOR]).T
 RATE_CAP: Final = 5.0
 
 POLICY_CONTEXT: Final = (
@@ -243,18 +244,21 @@ def arm_features(
     (True, [1.0, -1.0], [1.0, 0.0])
     """
     score, seen = _finite(_floats(scores)), _floats(views)
+    logs = np.log1p(np.maximum(_same(popularity, price), 0))  # (2, ..., K)
+    z = _z(_same(score, fused, logs[0]))
+    lifts = _lift(_same(clicks, purchases, opens, favorites), _same(seen, seen, pushes, seen))
     columns = {
-        "score_z": _z(score),
+        "score_z": z[0],
         "score_rank": _RANK_WORTH[_ranks(score)],
-        "fused_z": _z(_floats(fused)),
-        "popularity": _z(np.log1p(np.maximum(_floats(popularity), 0))),
-        "click_rate": _lift(_floats(clicks), seen, CLICK_PRIOR),
-        "purchase_rate": _lift(_floats(purchases), seen, PURCHASE_PRIOR),
-        "open_rate": _lift(_floats(opens), _floats(pushes), OPEN_PRIOR),
+        "fused_z": z[1],
+        "popularity": z[2],
+        "click_rate": lifts[0],
+        "purchase_rate": lifts[1],
+        "open_rate": lifts[2],
         "freshness": np.exp(-np.maximum(_floats(age_days), 0) / FRESH_DAYS),
-        "price": np.log1p(np.maximum(_floats(price), 0)) / 5,
+        "price": logs[1] / 5,
         "category_affinity": _floats(category_affinity),
-        "favorite_rate": _lift(_floats(favorites), seen, FAVORITE_PRIOR),
+        "favorite_rate": lifts[3],
         "intent_cosine": _floats(intent_cosine),
         "taste_cosine": _floats(taste_cosine),
     }
@@ -363,6 +367,11 @@ def _campaign_row(campaign_id: str) -> list[float]:
     return _CAMPAIGN_ROWS[xxhash.xxh3_64_intdigest(campaign_id.encode()) % N_CAMPAIGNS]
 
 
+def _same(*columns: ArrayLike) -> NDArray[np.float64]:
+    """Return columns of one shape as one array, for sums that are then made in one pass."""
+    return np.array(columns, np.float64)
+
+
 def _floats(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, np.float64)
 
@@ -382,11 +391,8 @@ def _finite(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return each arm's place in its set, 0 for the best; ties keep their order."""
-    ranks = np.empty(scores.shape, np.int64)
     order = np.argsort(-scores, axis=-1, kind="stable")
-    places = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape)
-    np.put_along_axis(ranks, order, places, axis=-1)
-    return ranks
+    return np.argsort(order, axis=-1)  # the order, the other way round
 
 
 def _z(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -399,9 +405,8 @@ def _z(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(is_spread, centred, 0.0) / np.where(is_spread, spread, 1.0)
 
 
-def _lift(
-    hits: NDArray[np.float64], tries: NDArray[np.float64], prior: tuple[float, float]
-) -> NDArray[np.float64]:
-    mean, weight = prior
+def _lift(hits: NDArray[np.float64], tries: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far rates are above what is usual, for the rates of `_PRIORS`, (4, ..., K)."""
+    mean, weight = _PRIORS.reshape(2, -1, *(1,) * (hits.ndim - 1))
     lift = (hits + mean * weight) / (tries + weight) / mean - 1.0
     return np.clip(lift, -1.0, RATE_CAP)

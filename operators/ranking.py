@@ -66,6 +66,8 @@ class _Answer(NamedTuple):
 _RRF: Final = 60
 _FUSED_WEIGHT: Final = 2.0
 _EXPLORED: Final = SOURCE_CODE["explore"]
+_CANDIDATES: Final = [metrics.CANDIDATES.labels(name) for name in SOURCES]
+_ARMS: Final = [metrics.ARMS.labels(name) for name in SOURCES]
 _NO_SCORES: Final = np.zeros(0, np.float32)
 _NO_ARMS: Final = np.zeros((0, N_ARM), np.float32)
 
@@ -164,8 +166,8 @@ class Ranker:
                 tried=answer.tried,
             )
         found, sets = [one.found for one in answers], [one.best for one in answers]
-        _count(metrics.CANDIDATES, [one.sources for one in found])
-        _count(metrics.ARMS, [best.sources for best in sets])
+        _count(_CANDIDATES, [one.sources for one in found])
+        _count(_ARMS, [best.sources for best in sets])
         self._fill_features(out, list(live), found, sets)
         if self._is_neural:
             for at, answer in zip(live, answers, strict=True):
@@ -186,6 +188,9 @@ class Ranker:
     def _answers(self, triggers: list[Trigger], queries: list[Query]) -> list[_Answer]:
         """Rank the triggers, each by the student that decides for its user."""
         models = self._models
+        if models.trial is None:
+            nobody = np.zeros(len(triggers), np.bool_)
+            return self._answer(models.served, triggers, queries, nobody)
         decides, shadows = models.places([trigger.user_id for trigger in triggers])
         is_canary = set(decides)
         rest = [b for b in range(len(triggers)) if b not in is_canary]
@@ -221,8 +226,9 @@ class Ranker:
         seconds = 0.0
         # Those that are shadowed apart, for both students are timed over the same users. No row
         # depends on those beside it, so neither does a decision.
-        for part in (np.flatnonzero(~shadowed), np.flatnonzero(shadowed)):
-            users[part], seconds = self._read(student, triggers, queries, part, role)
+        for part in (~shadowed, shadowed) if shadowed.any() else (~shadowed,):
+            places = np.flatnonzero(part)
+            users[places], seconds = self._read(student, triggers, queries, places, role)
         found = self._generator.answer(student.items.asked(users, queries))
         scores = student.scorer.score(student.items.table, users, _targets(found))
         sets = self._best(found, scores)
@@ -306,8 +312,7 @@ class Ranker:
     def _best(self, found: list[Found], scores: NDArray[np.float32]) -> list[_Set]:
         """Return the action set of each trigger: the best by the student and the sources fused."""
         order = np.argsort(-scores, axis=1, kind="stable")  # (B, K); padding comes last
-        ranks = np.empty_like(order)
-        np.put_along_axis(ranks, order, np.arange(order.shape[1])[None], axis=1)
+        ranks = np.argsort(order, axis=1)  # the order, the other way round
         worth = 1 / (_RRF + ranks) + _FUSED_WEIGHT / (_RRF + np.arange(order.shape[1]))
         worth[np.isneginf(scores)] = 0.0
         best = self._cut(found, np.argsort(-worth, axis=1, kind="stable"))  # (B, <= K)
@@ -325,11 +330,12 @@ class Ranker:
         is_explored = np.zeros(order.shape, np.bool_)
         for b, one in enumerate(found):
             is_explored[b, : len(one.rows)] = one.sources == _EXPLORED
-        is_explored = np.take_along_axis(is_explored, order, axis=1)
+        sets = np.arange(len(order))[:, None]
+        is_explored = is_explored[sets, order]
         places = np.array(explored_places([one.query.seed for one in found], share, size))
         is_first = is_explored & (np.cumsum(is_explored, axis=1) <= places[:, None])
         chosen = np.sort(np.argsort(~is_first, axis=1, kind="stable")[:, :size], axis=1)
-        return np.take_along_axis(order, chosen, axis=1)
+        return order[sets, chosen]
 
     def _cosines(
         self, queries: list[Query], rows: NDArray[np.int64]
@@ -375,16 +381,12 @@ def user_vectors(
 
     `queries` are those of the triggers, and `item_table`, shape (N, M), is of their rows.
     """
-    rows = np.zeros((len(queries), HISTORY), np.int64)  # (B, T)
-    types = np.zeros((len(queries), HISTORY), np.int64)
-    ages = np.zeros((len(queries), HISTORY), np.float32)
+    events = np.zeros((3, len(queries), HISTORY), np.int64)  # rows, types, ages; (B, T)
     for b, query in enumerate(queries):
-        known = [i for i, row in enumerate(query.history) if row][::-1]  # oldest first
-        if known:
-            start = HISTORY - len(known)
-            rows[b, start:] = [query.history[i] for i in known]
-            types[b, start:] = [query.types[i] for i in known]
-            ages[b, start:] = [query.age_s[i] for i in known]
+        own = np.array((query.history, query.types, query.age_s), np.int64)  # newest first
+        known = own[:, own[0] > 0]
+        events[:, b, HISTORY - known.shape[1] :] = known[:, ::-1]
+    rows, types, ages = events[0], events[1], events[2].astype(np.float32)
     context = np.array([trigger.context for trigger in triggers], np.float32)  # (B, C)
     return scorer.user_vectors(item_table, rows, types, ages, context)
 
@@ -398,8 +400,8 @@ def _widen(out: list[Ranked | Forget], at: int, neural: NDArray[np.float32] | No
         out[at] = entry._replace(arm_features=np.hstack([arms, own]))
 
 
-def _count(counter: Counter, sources: list[NDArray[np.int64]]) -> None:
+def _count(by_source: list[Counter], sources: list[NDArray[np.int64]]) -> None:
     counts = np.bincount(np.concatenate(sources), minlength=len(SOURCES)).tolist()
-    for name, count in zip(SOURCES, counts, strict=True):
+    for counter, count in zip(by_source, counts, strict=True):
         if count:
-            counter.labels(name).inc(count)
+            counter.inc(count)
