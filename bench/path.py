@@ -4,7 +4,8 @@ Times   decode, sessions, counters, triggers, candidates, student, policy, eligi
         exactly-once sink, Redis features, recovery on; the broker and Redis beside it.
         Throughput: events a second while the input never runs dry.
         Latency: from just before an event is produced to its decision being read back, at a
-        given rate; the reader's own poll (1 ms) is in it.
+        given rate; the producer's linger (5 ms, as clients have it by default) and the
+        reader's own poll (1 ms) are in it.
 Leaves out `learn`, which has a process of its own, and the start.
 
     python -m bench.path [--real] [--users 50000] [--rate 2000] [--seconds 30] [--events 300000]

@@ -34,6 +34,9 @@ from operators.kafka_tables import Reader
 _KAFKA = Path(__file__).parent.parent / "deploy" / "kafka" / "kafka"
 _AS_SERVED = "-XX:TieredStopAtLevel=4 -Xmx1g"  # as brokers run where they are not for tests
 _EVENTS = "push.events.v1"
+# What producers wait by default to fill a batch, Java's since Kafka 4.0 and librdkafka's: our own
+# tools wait 1 ms, which costs the broker a request an event.
+_LINGER_MS = 5
 _NEVER_S = 1e6  # an epoch that no run sees the end of
 _MAX_BEHIND = 30_000  # events: the input never runs dry, and the embedded broker drops none
 
@@ -114,7 +117,7 @@ class Rig:
             **options.variables,
         }
         self._redis: subprocess.Popen[bytes] | None = None
-        self._writer = Writer(client)
+        self._writer = Writer(client | {"linger.ms": _LINGER_MS})
         self._child: FlowProcess | None = None
         self._fill_tables()
         self.decisions = Decisions(client, self._prefix + "push.decisions.v1")
