@@ -408,5 +408,5 @@ def _z(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _lift(hits: NDArray[np.float64], tries: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return how far rates are above what is usual, for the rates of `_PRIORS`, (4, ..., K)."""
     mean, weight = _PRIORS.reshape(2, -1, *(1,) * (hits.ndim - 1))
-    lift = (hits + mean * weight) / (tries + weight) / mean - 1.0
-    return np.clip(lift, -1.0, RATE_CAP)
+    lift: NDArray[np.float64] = (hits + mean * weight) / (tries + weight) / mean - 1.0
+    return lift.clip(-1.0, RATE_CAP)

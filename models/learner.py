@@ -156,9 +156,10 @@ class RewardLearner:
 
     def _add(self, x: NDArray[np.float64], reward: float) -> None:
         """Do what River's `learn_one` does, to the bit, without a dict of names for each row."""
-        model = self._model
-        row = np.zeros(model._cap)
-        row[: self.dim] = x
+        model, row = self._model, np.asarray(x, np.float64)
+        if model._cap > self.dim:  # River keeps 8 rows at least
+            row = np.zeros(model._cap)
+            row[: self.dim] = x
         model._ss_arr += row[:, None] * row
         sherman_morrison(A=model._ss_inv_arr, u=row, v=row)
         model._eta_arr += row * reward

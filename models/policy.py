@@ -296,4 +296,6 @@ def floored(shares: NDArray[np.float64], floor: float) -> NDArray[np.float64]:
     """Give every arm `floor`, and share the rest as `shares` does; the sum stays 1."""
     n_arms = len(shares)
     floor = min(floor, 1.0 / n_arms)
-    return floor + (1.0 - n_arms * floor) * shares
+    shares = (1.0 - n_arms * floor) * shares
+    shares += floor
+    return shares
