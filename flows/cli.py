@@ -11,7 +11,7 @@ import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import orjson
 import typer
@@ -30,17 +30,13 @@ from flows.llm_commands import add_command as add_train_llm_labels
 from flows.model_commands import make_app as make_models_app
 from flows.ope_commands import make_app as make_ope_app
 from flows.outcome_commands import add_command as add_train_outcomes
+from flows.replay_commands import make_app as make_replay_app
 from flows.settings import Settings
 from flows.state_commands import make_app as make_state_app
 from flows.supervisor import NO_RESTART, STOP_SECONDS, end_with_supervisor, supervise
 from flows.teacher_commands import add_command as add_train_teacher
+from flows.train_commands import make_app as make_train_app
 from flows.value_commands import add_command as add_train_value
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from flows.recorded import Recording
-    from operators.messages import Event, Item
 
 app = typer.Typer(
     name="pushflow",
@@ -52,10 +48,6 @@ app = typer.Typer(
 )
 topics_app = typer.Typer(help="The Kafka topics.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
-replay_app = typer.Typer(help="Send recorded data to Kafka.", no_args_is_help=True)
-app.add_typer(replay_app, name="replay")
-train_app = typer.Typer(help="Train the student, or the fusion of modes.", no_args_is_help=True)
-app.add_typer(train_app, name="train")
 
 console = Console(stderr=True)
 
@@ -89,6 +81,9 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+app.add_typer(make_replay_app(settings, fail), name="replay")
+train_app = make_train_app(settings, fail)
+app.add_typer(train_app, name="train")
 app.add_typer(make_state_app(settings, fail), name="state")
 app.add_typer(make_archive_app(settings, fail), name="archive")
 train_app.add_typer(make_fusion_app(settings, fail), name="fusion")
@@ -165,6 +160,7 @@ def run(
     if processes is not None:
         _supervise(flow, processes, places, until_end=until_end, stop_seconds=stop_seconds)
     from flows import run as running
+    from flows.failures import why
 
     if supervised:
         end_with_supervisor()
@@ -181,7 +177,7 @@ def run(
     except (SystemExit, typer.Exit):  # a wrong option, before there was a flow
         raise
     except BaseException as error:  # a panic of Bytewax's is not even an Exception
-        if (reason := running.why(error)) is None:
+        if (reason := why(error)) is None:
             traceback.print_exc()
             _leave(1)
         console.print(str(reason[0]), style="red", markup=False, highlight=False)
@@ -303,205 +299,6 @@ def explain(
     Console().print(explaining.explain(found))
 
 
-Speed = Annotated[
-    float, typer.Option(help="Seconds of event time a second; 3600 is an hour; 0: all it takes.")
-]
-Limit = Annotated[int | None, typer.Option(help="Send at most this many events.")]
-From = Annotated[str | None, typer.Option("--from", help="Leave out what is before, 2011-03-01.")]
-Until = Annotated[str | None, typer.Option(help="Leave out what is from then on.")]
-
-
-def _replay(
-    recording: "Recording", speed: float, limit: int | None, start: str | None, end: str | None
-) -> None:
-    from flows.replay import Pace, parse_time, replay
-    from operators.kafka_client import KafkaFailure
-    from operators.kafka_sink import Writer
-
-    current = settings()
-    try:
-        pace = Pace(
-            speed=speed,
-            limit=limit,
-            from_ms=parse_time(start) if start else None,
-            until_ms=parse_time(end) if end else None,
-        )
-        totals = replay(recording, Writer(current.kafka.client()), current.topics, pace, console)
-    except (KafkaFailure, ValueError) as error:
-        fail(str(error))
-    print_json(totals._asdict())
-
-
-@replay_app.command("retail")
-def replay_retail(
-    path: Annotated[Path, typer.Argument(help="online_retail.csv or .csv.gz", exists=True)],
-    speed: Speed = 0.0,
-    limit: Limit = None,
-    start: From = None,
-    until: Until = None,
-) -> None:
-    """Send an online shop's invoices: purchases and refunds, with items and users."""
-    from flows.recorded import retail
-
-    _replay(retail(path), speed, limit, start, until)
-
-
-@replay_app.command("movielens")
-def replay_movielens(
-    path: Annotated[Path, typer.Argument(help="Folder with ratings.csv, movies.csv, tags.csv.")],
-    speed: Speed = 0.0,
-    limit: Limit = None,
-    start: From = None,
-    until: Until = None,
-) -> None:
-    """Send MovieLens ratings and tags, with films as items."""
-    from flows.recorded import movielens
-
-    if not (path / "ratings.csv").is_file():
-        fail(f"{path} has no ratings.csv: give the folder of a MovieLens data set")
-    _replay(movielens(path), speed, limit, start, until)
-
-
-@replay_app.command("events")
-def replay_events(
-    path: Annotated[str, typer.Argument(help="JSON lines, plain or gzip; - reads the input.")],
-    topic: Annotated[str, typer.Option(help="Topic that the lines are of.")] = "push.events.v1",
-    speed: Speed = 0.0,
-    limit: Limit = None,
-    start: From = None,
-    until: Until = None,
-) -> None:
-    """Send our own messages from a file, byte for byte."""
-    from flows.recorded import json_lines
-
-    if path != "-" and not Path(path).is_file():
-        fail(f"no file {path}")
-    try:
-        recording = json_lines(path, topic)
-    except ValueError as error:
-        fail(str(error))
-    _replay(recording, speed, limit, start, until)
-
-
-Out = Annotated[Path, typer.Option(help="The model file to write.")]
-Epochs = Annotated[int, typer.Option(min=1, help="At most; training stops when it has enough.")]
-Seed = Annotated[int, typer.Option(help="Of weights and the order of batches.")]
-Publish = Annotated[
-    bool, typer.Option("--publish", help="Send its card to push.models.v1: decide takes it up.")
-]
-
-
-def _train(
-    events: "Iterable[Event]",
-    items: "Iterable[Item]",
-    out: Path,
-    *,
-    epochs: int,
-    seed: int,
-    publish: bool,
-) -> None:
-    try:
-        from flows.teach import teach
-    except ImportError as error:
-        fail(f"{error}. Training needs torch: pip install 'pushflow[train]'")
-    from operators.kafka_client import KafkaFailure
-
-    try:
-        card, metrics = teach(
-            settings(), events, items, out, epochs=epochs, seed=seed, console=console
-        )
-        if publish:
-            from flows.teach import publish_card
-
-            publish_card(settings(), card)
-    except (KafkaFailure, ValueError) as error:
-        fail(str(error))
-    print_json({"path": card.path, "version": card.version, **metrics})
-
-
-@train_app.command("retail")
-def train_retail(
-    path: Annotated[Path, typer.Argument(help="online_retail.csv or .csv.gz", exists=True)],
-    out: Out = Path("student.pfm"),
-    until: Until = None,
-    epochs: Epochs = 12,
-    seed: Seed = 1,
-    publish: Publish = False,
-) -> None:
-    """Train on an online shop's invoices."""
-    from flows.recorded import retail
-    from flows.training import recorded_events, recorded_items
-
-    recording = retail(path)
-    events = recorded_events(recording, until)
-    _train(events, recorded_items(recording), out, epochs=epochs, seed=seed, publish=publish)
-
-
-@train_app.command("movielens")
-def train_movielens(
-    path: Annotated[Path, typer.Argument(help="Folder with ratings.csv, movies.csv, tags.csv.")],
-    out: Out = Path("student.pfm"),
-    until: Until = None,
-    epochs: Epochs = 12,
-    seed: Seed = 1,
-    publish: Publish = False,
-) -> None:
-    """Train on MovieLens ratings."""
-    from flows.recorded import movielens
-    from flows.training import recorded_events, recorded_items
-
-    if not (path / "ratings.csv").is_file():
-        fail(f"{path} has no ratings.csv: give the folder of a MovieLens data set")
-    recording = movielens(path)
-    events = recorded_events(recording, until)
-    _train(events, recorded_items(recording), out, epochs=epochs, seed=seed, publish=publish)
-
-
-@train_app.command("topics")
-def train_topics(
-    out: Out = Path("student.pfm"),
-    epochs: Epochs = 12,
-    seed: Seed = 1,
-    publish: Publish = False,
-) -> None:
-    """Train on what push.events.v1 and push.items.v1 hold now."""
-    from flows.training import topic_events, topic_items
-
-    current = settings()
-    events, items = topic_events(current), topic_items(current)
-    _train(events, items, out, epochs=epochs, seed=seed, publish=publish)
-
-
-@train_app.command("archive")
-def train_archive(
-    path: Annotated[
-        str, typer.Argument(help="Directory or fsspec URL; that of the settings without.")
-    ] = "",
-    out: Out = Path("student.pfm"),
-    until: Until = None,
-    epochs: Epochs = 12,
-    seed: Seed = 1,
-    publish: Publish = False,
-) -> None:
-    """Train on what `pushflow run archive` has kept: events, and items as they were then."""
-    try:
-        from flows import archived
-    except ImportError as error:
-        fail(f"{error}. The archive needs pyarrow: pip install 'pushflow[archive]'")
-    from flows.replay import parse_time
-    from operators.archive_files import Place
-    from operators.archive_names import ArchiveError
-
-    current = settings()
-    try:
-        until_ms = parse_time(until) if until else archived.FOR_EVER_MS
-        place = Place(path or current.archive.url)
-        events, items = archived.events(place, until_ms), archived.items(place, until_ms)
-        _train(events, items, out, epochs=epochs, seed=seed, publish=publish)
-    except (ArchiveError, ValueError) as error:
-        fail(str(error))
-
-
 @app.command()
 def demo(
     users: Annotated[int, typer.Option(min=10, help="Simulated users.")] = 2_000,
@@ -511,6 +308,7 @@ def demo(
     policy: Annotated[
         str, typer.Option(help="That decides, as PUSHFLOW_RANKING__POLICY.")
     ] = "squarecb",
+    epochs: Annotated[int, typer.Option(min=1, help="Of each model's training.")] = 3,
     report: Annotated[
         Path | None, typer.Option(help="Write the report here as JSON, and its plot beside it.")
     ] = None,
@@ -518,7 +316,12 @@ def demo(
         Path | None, typer.Option(help="Write decisions here as they come, for `audit --log`.")
     ] = None,
 ) -> None:
-    """Watch the whole loop: simulated users, decisions, and a policy that learns."""
+    """Watch the whole loop: simulated users, decisions, and a policy that learns.
+
+    First a teacher is trained on a simulated past, a student by itself and another by what the
+    teacher says; the better one is exported, in int8 where that keeps its quality. A table shows
+    all of them, and which one serves. Training is --epochs long: the same seed, the same model.
+    """
     try:
         from flows.demo import run_demo
         from models.policies import KINDS
@@ -528,7 +331,14 @@ def demo(
         known = "\n".join(f"  {name}: {kind.meaning}" for name, kind in KINDS.items())
         fail(f"there is no policy {policy!r}; there are:\n{known}")
     code = run_demo(
-        users=users, seconds=seconds, seed=seed, port=port, policy=policy, report=report, log=log
+        users=users,
+        seconds=seconds,
+        seed=seed,
+        port=port,
+        policy=policy,
+        epochs=epochs,
+        report=report,
+        log=log,
     )
     raise typer.Exit(code)
 

@@ -10,17 +10,15 @@ what is trained again, `KEEPS_INT8` of its own float version for int8. The test 
 all steps, and decides nothing. Needs torch.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from flows.served_student import PARITY, ServedStudent, longest, milliseconds, ndcg
 from models.checkpoint import ModelFile, write_model
 from models.compress import (
     dynamic_int8,
@@ -31,24 +29,22 @@ from models.compress import (
     student_guide,
     teacher_call,
 )
-from models.dataset import Requests, popularity, requests_at
+from models.dataset import popularity, requests_at
 from models.distill import Distillation, TeacherGuide
 from models.export import export_student
-from models.next_item import Exam, Score, answers, exam, of_requests, values
-from models.serving import MAX_ROWS, StudentScorer
+from models.next_item import exam, of_requests
+from models.serving import MAX_ROWS
 from models.splits import Split
 from models.student import Student
 from models.teacher import Teacher
 from models.teacher_training import teacher_scores
 from models.text import encode_texts
-from models.train import Progress, TrainConfig, catalogue_scores, fit_student, recover_student
+from models.train import Progress, TrainConfig, fit_student, recover_student
 
 FASTER: Final = 0.95
 KEEPS: Final = 0.98
 KEEPS_INT8: Final = 0.99
-_PARITY: Final = 1e-3  # of a score's spread, between torch and the served float network
 _CALIBRATION: Final = 512  # requests before the validation, that int8's ranges are taken from
-_ROUNDS: Final = 60  # of timing; the least counts
 
 Tell = Callable[[str], None]
 
@@ -105,7 +101,7 @@ class _Made(NamedTuple):
     name: str
     student: Student
     model: ModelFile
-    scorer: StudentScorer
+    served: ServedStudent
     file_bytes: int
     validation: float
     parity: float
@@ -155,14 +151,14 @@ class _Run:
             raise ValueError("nothing to ask: no new items behind the cuts; try --repeats")
         past = exam(self.histories, 0, self.cuts[0], repeats=True, limit=_CALIBRATION)
         self.past = requests_at(self.histories, past.events)
-        self.timed = _longest(requests_at(self.histories, self.test.events), MAX_ROWS)
+        self.timed = longest(requests_at(self.histories, self.test.events), MAX_ROWS)
 
     def all(self) -> Compressed:
         guide = None
         if self.teacher is not None:
             told = self.plan.distillation
             guide = TeacherGuide(
-                self.teacher,
+                [self.teacher],
                 self.vectors,
                 self.known,
                 config=told,
@@ -224,27 +220,27 @@ class _Run:
 
     def _made(self, name: str, student: Student, int8: str = "") -> _Made:
         self.tell(f"{name}: asking about the validation")
-        metrics, factors, ids = self.fitted.metrics, self.fitted.factors, self.data.item_ids
-        model = export_student(student, ids, metrics, factors)
+        metrics, linear, ids = self.fitted.metrics, self.fitted.linear, self.data.item_ids
+        model = export_student(student, ids, metrics, linear)
         path = self.folder / f"{name}.pfm"
         write_model(path, model)
         if int8 == "static":
-            scorer = StudentScorer(path)
-            ranges = int8_ranges(student, self._table(scorer), self.past)
-            model = export_student(student, ids, metrics, factors, ranges)
+            floats = ServedStudent(path, ids, self.vectors)
+            ranges = int8_ranges(student, floats.table, self.past)
+            model = export_student(student, ids, metrics, linear, ranges)
         elif int8 == "dynamic":
             model = dynamic_int8(model)
         write_model(path, model)
-        scorer = StudentScorer(path)
-        parity = self._parity(student, scorer)
-        if not int8 and parity > _PARITY:
+        served = ServedStudent(path, ids, self.vectors)
+        parity = served.parity(student, self.timed)
+        if not int8 and parity > PARITY:
             raise ValueError(f"{name}: the served network is {parity:.2g} from torch's")
-        worth = _ndcg(self._served(scorer), self.validation)
-        return _Made(name, student, model, scorer, path.stat().st_size, worth, parity)
+        worth = ndcg(served.score(self.histories), self.validation)
+        return _Made(name, student, model, served, path.stat().st_size, worth, parity)
 
     def _verdict(self, found: _Made, best: _Made, keeps: float, of: _Made) -> tuple[bool, str]:
         """Say whether a step is kept, and why; `of` is what its quality is compared with."""
-        times = _milliseconds([self._call(best.scorer), self._call(found.scorer)])
+        times = milliseconds([best.served.call(self.timed), found.served.call(self.timed)])
         share = times[1] / times[0]
         quality = found.validation / max(of.validation, 1e-9)
         is_kept = share <= FASTER and quality >= keeps
@@ -256,10 +252,10 @@ class _Run:
 
     def _rows(self, made: Sequence[_Made], verdicts: Sequence[str]) -> list[Step]:
         self.tell("asking about the test")
-        calls = [self._call(one.scorer) for one in made]
+        calls = [one.served.call(self.timed) for one in made]
         if self.teacher is not None:
             calls.append(teacher_call(self.teacher, self.vectors, self.timed))
-        times = _milliseconds(calls)
+        times = milliseconds(calls)
         steps = [
             Step(
                 one.name,
@@ -267,7 +263,7 @@ class _Run:
                 one.file_bytes,
                 ms,
                 one.validation,
-                _ndcg(self._served(one.scorer), self.test),
+                ndcg(one.served.score(self.histories), self.test),
                 one.parity,
                 verdict,
             )
@@ -277,31 +273,8 @@ class _Run:
             return steps
         score = of_requests(teacher_scores(self.teacher, self.vectors), self.histories)
         size = sum(own.numel() * own.element_size() for own in self.teacher.parameters())
-        found = (_ndcg(score, self.validation), _ndcg(score, self.test))
+        found = (ndcg(score, self.validation), ndcg(score, self.test))
         return [Step("teacher", size, size, times[-1], *found, 0.0, ""), *steps]
-
-    def _table(self, scorer: StudentScorer) -> NDArray[np.float32]:
-        vectors = scorer.embed_items(self.data.item_ids, self.vectors)
-        return np.vstack((np.zeros((1, scorer.dim), np.float32), vectors))  # (N + 1, M)
-
-    def _served(self, scorer: StudentScorer) -> Score:
-        table = self._table(scorer)
-
-        def score(asked: Requests) -> NDArray[np.float32]:
-            scores: NDArray[np.float32] = _users(scorer, table, asked) @ table[1:].T
-            return scores
-
-        return of_requests(score, self.histories)
-
-    def _call(self, scorer: StudentScorer) -> Callable[[], object]:
-        return partial(_users, scorer, self._table(scorer), self.timed)
-
-    def _parity(self, student: Student, scorer: StudentScorer) -> float:
-        """Return how far scores are from torch's at most, in standard deviations of a score."""
-        table = self._table(scorer)
-        ours = _users(scorer, table, self.timed) @ table[1:].T
-        theirs = catalogue_scores(student, self.vectors)(self.timed)
-        return float(np.abs(ours - theirs).max() / theirs.std())
 
     def _cut(self, config: TrainConfig) -> TrainConfig:
         split = self.data.split
@@ -313,36 +286,3 @@ class _Run:
             f"{name}: epoch {at.epoch}, step {at.done} of at most {at.total}, loss {at.loss:.3f}, "
             f"validation NDCG@10 {at.ndcg:.4f}"
         )
-
-
-def _users(
-    scorer: StudentScorer, table: NDArray[np.float32], asked: Requests
-) -> NDArray[np.float32]:
-    return scorer.user_vectors(table, asked.rows, asked.types, asked.age_s, asked.contexts)
-
-
-def _ndcg(score: Score, asked: Exam) -> float:
-    return float(values(answers(score, asked).rank)["ndcg@10"].mean())
-
-
-def _longest(asked: Requests, n: int) -> Requests:
-    """Return the n requests with the longest histories."""
-    order = np.argsort(-(asked.rows > 0).sum(axis=1), kind="stable")[:n]
-    return Requests(
-        asked.rows[order],
-        asked.types[order],
-        asked.age_s[order],
-        asked.contexts[order],
-        asked.targets[order],
-    )
-
-
-def _milliseconds(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Return each call's least CPU time of this thread, turn and turn about."""
-    least = [float("inf")] * len(calls)
-    for _ in range(_ROUNDS):
-        for at, call in enumerate(calls):
-            began = time.thread_time()
-            call()
-            least[at] = min(least[at], 1_000 * (time.thread_time() - began))
-    return least

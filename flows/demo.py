@@ -1,7 +1,7 @@
 """`pushflow demo`: the whole loop on one machine, with a simulated population.
 
-Emits   a live view, and at the end a summary, a picture of the learning, and one JSON object on
-        the last line.
+Emits   a table of the models and which one serves, a live view, and at the end a summary, a
+        picture of the learning, and one JSON object on the last line.
 
     simulated users --events, feedback--> Kafka --> decide --> Kafka --decisions--> users
                                             '-----> learn ---policy---^
@@ -70,7 +70,8 @@ def play(stage: Stage, world: Population, plan: Plan, console: Console) -> Ended
     finally:
         inlet.close()
     simulated_s = (loop.sim_ms - world.start_ms) / 1_000
-    run = Run(plan.seed, plan.users, seconds, simulated_s, stage.training_s, codes)
+    models = [row._asdict() for row in stage.models]
+    run = Run(plan.seed, plan.users, seconds, simulated_s, stage.training_s, codes, models)
     return Ended(run, tally, counters)
 
 
@@ -100,6 +101,7 @@ def run_demo(
     seed: int = 1,
     port: int | None = None,
     policy: str = "squarecb",
+    epochs: int = 3,
     report: Path | None = None,
     log: Path | None = None,
     console: Console | None = None,
@@ -118,6 +120,8 @@ def run_demo(
         Of the broker; None takes any.
     policy
         That decides, of `models.policies.KINDS`.
+    epochs
+        Of the teacher's training, and of each student's.
     report
         Where the report goes as JSON, and beside it the picture. None: the picture alone, in
         the working directory.
@@ -127,7 +131,7 @@ def run_demo(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     sys.setswitchinterval(0.0005)  # the thread that reads decisions must not wait for 5 ms
     console = console or Console()
-    plan = Plan(users, seconds, seed, port, policy)
+    plan = Plan(users, seconds, seed, port, policy, epochs)
     world = Population(n_users=users, seed=seed)
     with tempfile.TemporaryDirectory(prefix="pushflow-demo-", ignore_cleanup_errors=True) as work:
         try:
@@ -177,6 +181,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--port", type=int)
     parser.add_argument("--policy", default="squarecb", choices=sorted(KINDS))
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--log", type=Path)
     options = parser.parse_args(None if arguments is None else list(arguments))

@@ -47,6 +47,7 @@ Backbone = Annotated[str, typer.Option(help="gpt2, bert, or a folder of a pre-tr
 Hidden = Annotated[int, typer.Option(min=8, help="Columns inside SASRec and the teacher.")]
 Layers = Annotated[int, typer.Option(min=1, help="Of SASRec and the teacher.")]
 Repeats = Annotated[bool, typer.Option(help="Rank what the user had before, too.")]
+Baskets = Annotated[bool, typer.Option(help="Ask before a basket for all that it held.")]
 Requests = Annotated[int, typer.Option(min=1, help="Of the test, at most, evenly strided.")]
 Titles = Annotated[Path | None, typer.Option(help="Of sequences: lines of item, tab, title.")]
 Folds = Annotated[int, typer.Option(min=1, help="Of the split by time; more roll through it.")]
@@ -81,6 +82,7 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         hidden: Hidden = 64,
         layers: Layers = 2,
         repeats: Repeats = False,
+        baskets: Baskets = False,
         requests: Requests = 10_000,
         titles: Titles = None,
         folds: Folds = 1,
@@ -102,6 +104,9 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         leave-one-out  each user's last item is asked about, the one before it chooses
         --folds N      N tests of a tenth that follow each other, each trained on what was before
 
+        --baskets      every item of a basket, an invoice or what else was done in one second, is
+                       asked for before the first of them, of users who did something before
+
         All models learn from the same events, and see all that the user did before the request.
         All items are ranked, never a sample. Ties count against the model: the rank is one more
         than the number of other items that score at least as high. What the user had before is
@@ -121,9 +126,10 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
 
         popularity, item-CF and ALS: each the best of --budget settings between the cuts. SASRec
         (cross-entropy, ids alone) and the teacher: each the best of --tries, by the same training.
-        student: what decide serves, by `pushflow train`; distilled: the same with the teacher's
-        say in its loss, and with --llm-labels a language model's, where it was let in. Intervals
-        are 95%, by a bootstrap over users; with several seeds they are of the mean over seeds.
+        student: what decide serves, by `pushflow train`; distilled: the same with the teachers'
+        say in its loss, those of all seeds by turns, and with --llm-labels a language model's,
+        where it was let in. Intervals are 95%, by a bootstrap over users; with several seeds they
+        are of the mean over seeds.
         """
         try:
             from flows import model_arms as arms
@@ -149,6 +155,7 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
                 budget=budget,
                 tries=tries,
                 repeats=repeats,
+                baskets=baskets,
                 requests=requests,
                 training=TeacherTraining(teacher=teacher),
                 epochs=epochs,

@@ -19,11 +19,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.attribution import UNDELIVERED
 from operators.campaigns import HOLDOUT
 from operators.eligibility import NO_CHANNEL, NO_CONSENT, OPTED_OUT
 from operators.messages import CampaignRewards
-from operators.rewards import OUTCOMES, RewardRules
+from operators.rewards import OUTCOMES, UNDELIVERED, RewardRules
 
 # What is counted of each user. Of the answers only the first of a kind to a push counts.
 ANSWERS: Final = {

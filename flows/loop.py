@@ -43,6 +43,7 @@ class Plan(NamedTuple):
     seed: int
     port: int | None
     policy: str = "squarecb"  # of `models.policies.KINDS`
+    epochs: int = 3  # of each model's training
 
     @property
     def speed(self) -> float:

@@ -9,15 +9,16 @@ SASRec and the teacher are trained by the same loop, and try as many settings: t
 defaults, the others drawn from one grid. Where repeats are not asked about, the teacher's loss does
 not count what a user had as wrong (`models.teacher_loss`); SASRec has the usual cross-entropy over
 all items, and the other as one of the things that tuning may choose. The students are made by the
-product's own training and asked by the product's own scorer, with and without the teacher, by the
-same seeds.
+product's own training and asked by the product's own scorer, with and without the teachers, by the
+same seeds; the distilled ones hear the teachers of all seeds by turns.
 
 With several workers the networks are trained side by side, a process each, to the same numbers.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -65,6 +66,7 @@ _GRID: Final[dict[str, tuple[Any, ...]]] = {
 _SASREC_GRID: Final = {**_GRID, "repeats": (True, False)}
 
 Tell = Callable[[str], None]
+_Weights = tuple[TeacherTraining, dict[str, Any]]  # of a trained teacher
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Plan:
     budget: int = 12  # settings tried of each baseline
     tries: int = 1  # settings tried of SASRec and of the teacher; 1: the defaults
     repeats: bool = False  # whether what a user had is ranked too
+    baskets: bool = False  # whether all of a basket is asked for before its first item
     requests: int = 10_000  # of the test, at most; the choice of settings takes a fifth
     training: TeacherTraining = field(default_factory=TeacherTraining)
     distillation: Distillation = field(default_factory=Distillation)
@@ -182,9 +185,9 @@ class _Bench:
         histories, cuts = data.split.histories, data.split.cuts
         self.n_items = len(data.item_ids)
         self.vectors = encode_texts(data.texts)
-        limit, repeats = plan.requests, plan.repeats
-        self.validation = exam(histories, *cuts, repeats=repeats, limit=-(-limit // 5))
-        self.test = exam(histories, cuts[1], None, repeats=repeats, limit=limit)
+        asks = partial(exam, histories, repeats=plan.repeats, baskets=plan.baskets)
+        self.validation = asks(*cuts, limit=-(-plan.requests // 5))
+        self.test = asks(cuts[1], None, limit=plan.requests)
         if not len(self.validation.events) or not len(self.test.events):
             raise ValueError("nothing to ask: no new items behind the cuts; try --repeats")
 
@@ -213,17 +216,17 @@ class _Bench:
             plain = replace(base, teacher=base.teacher.sasrec(), repeats=True)
             grid = _GRID if self.plan.repeats else _SASREC_GRID
             yield self._tuned("SASRec", plain, grid, workers)[0]
-        teachers: list[tuple[TeacherTraining, dict[str, Any]]] = []
+        teachers: list[_Weights] = []
         if wanted & {"teacher", "distilled"}:
             free = replace(base, repeats=self.plan.repeats)
             arm, teachers = self._tuned("teacher", free, _GRID, workers)
             yield arm
         seeds = self.plan.seeds
         if "student" in wanted:
-            jobs = [(seed, None) for seed in seeds]
-            yield Arm("student", workers.all("taught_student", jobs), {})
+            runs = workers.all("taught_student", [(seed, ()) for seed in seeds])
+            yield Arm("student", runs, {})
         if "distilled" in wanted:
-            runs = workers.all("taught_student", zip(seeds, teachers, strict=True))
+            runs = workers.all("taught_student", [(seed, teachers) for seed in seeds])
             yield Arm("distilled", runs, asdict(self.plan.distillation))
 
     def _tuned(
@@ -232,7 +235,7 @@ class _Bench:
         base: TeacherTraining,
         grid: dict[str, tuple[Any, ...]],
         workers: _Workers,
-    ) -> tuple[Arm, list[tuple[TeacherTraining, dict[str, Any]]]]:
+    ) -> tuple[Arm, list[_Weights]]:
         """Return an arm of the teacher's loop, tuned with the first seed, and its models."""
         first, *others = self.plan.seeds
         tried = [base, *_drawn(base, grid, self.plan.tries - 1, first)]
@@ -259,23 +262,19 @@ class _Bench:
         score = self._score(teacher)
         return _Taught(self._worth(score), answers(score, self.test), weights_of(teacher))
 
-    def taught_student(
-        self, seed: int, taught: tuple[TeacherTraining, dict[str, Any]] | None
-    ) -> Answers:
-        """Train one student, by itself or with a teacher."""
-        split, name = self.split, "student" if taught is None else "distilled student"
+    def taught_student(self, seed: int, taught: Sequence[_Weights]) -> Answers:
+        """Train one student, by itself or with teachers."""
+        split, name = self.split, "distilled student" if taught else "student"
         known = popularity(split.histories, self.n_items, until_s=split.cuts[0])
         guide: Guide | None = None
-        if taught is not None:
-            training, weights = taught
-            teacher = teacher_of(training.teacher, self.n_items, weights)
+        if taught:
             guide = TeacherGuide(
-                teacher,
+                [teacher_of(own.teacher, self.n_items, weights) for own, weights in taught],
                 self.vectors,
                 np.flatnonzero(known),
                 config=self.plan.distillation,
                 seed=seed,
-                repeats=training.repeats,
+                repeats=taught[0][0].repeats,
             )
             if self.plan.labels is not None:
                 guide = LabelledGuide(guide, self.plan.labels)

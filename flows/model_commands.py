@@ -55,6 +55,9 @@ The path must lead to the file on every host.
 
 Who is on trial follows from the user's id and the model's version.
 The guard's bounds are PUSHFLOW_MODELS__*.
+
+With PUSHFLOW_MODELS__MLFLOW_URI each command also tells MLflow's registry: the model served is
+@champion of PUSHFLOW_MODELS__MLFLOW_NAME, the one on trial @challenger.
 """
 
 
@@ -64,13 +67,15 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
 
     @contextmanager
     def told() -> Iterator[None]:
+        from flows.model_registry import RegistryError
         from flows.rollout import RolloutError
         from models.serving import ModelFileError, ModelMismatchError
         from operators.kafka_client import KafkaFailure
 
+        broken = ModelFileError, ModelMismatchError
         try:
             yield
-        except (KafkaFailure, ModelFileError, ModelMismatchError, RolloutError) as error:
+        except (KafkaFailure, RegistryError, RolloutError, *broken) as error:
             fail(str(error))
 
     @app.command()
@@ -81,15 +86,29 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         force: Annotated[
             bool, typer.Option("--force", help="Of served: take it however slow it is.")
         ] = False,
+        from_mlflow: Annotated[
+            str,
+            typer.Option(
+                "--from-mlflow",
+                metavar="ALIAS",
+                help="Or a version's number, of the registry: its file is written to PATH first.",
+            ),
+        ] = "",
     ) -> None:
         """Put a model on trial beside the served one, or have it serve at once.
 
         The first model has nothing to be tried beside: --stage served.
         """
         from flows import rollout
+        from flows.model_registry import Registry, RegistryError
 
         with told():
             current = settings()
+            if from_mlflow:
+                uri = current.models.mlflow_uri.get_secret_value()
+                if not uri:
+                    raise RegistryError("no registry: set PUSHFLOW_MODELS__MLFLOW_URI")
+                Registry(uri, current.models.mlflow_name).fetch(from_mlflow, path)
             ref, now = rollout.ref_of(path), rollout.read(current)
             if stage is Stage.served:
                 card = rollout.served(now.card, ref, is_forced=force)
@@ -97,8 +116,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
                 begins = rollout.ends(current)
                 begun: TrialStage = "shadow" if stage is Stage.shadow else "canary"
                 card = rollout.on_trial(now.card, ref, begun, share, begins)
-            rollout.write(current, card)
-        _tell_card(card)
+            _put(current, card)
 
     @app.command("list")
     def list_() -> None:
@@ -139,8 +157,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
                 raise typer.Exit(0 if dry_run else 1)
             begins = rollout.ends(current)
             card = rollout.promoted(now.card, share, begins, is_forced=force)
-            rollout.write(current, card)
-        _tell_card(card)
+            _put(current, card)
 
     @app.command()
     def rollback() -> None:
@@ -149,9 +166,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
 
         with told():
             current = settings()
-            card = rollout.rolled_back(rollout.read(current).card)
-            rollout.write(current, card)
-        _tell_card(card)
+            _put(current, rollout.rolled_back(rollout.read(current).card))
 
     @app.command()
     def watch(
@@ -179,8 +194,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
                     card = rollout.promoted(now.card, share, rollout.ends(current))
                 else:
                     card = rollout.rolled_back(now.card)
-                rollout.write(current, card)
-                _tell_card(card)
+                _put(current, card)
                 if card.trial is None:
                     raise typer.Exit(0 if verdict == "promote" else 1)
 
@@ -191,7 +205,33 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _tell_card(card: "ModelCard") -> None:
+def _put(settings: "Settings", card: "ModelCard") -> None:
+    """Have every process follow a card, and MLflow after them; tell of it."""
+    from flows import rollout
+
+    rollout.write(settings, card)
+    _tell_card(card, _registered(settings, card))
+
+
+def _registered(settings: "Settings", card: "ModelCard") -> dict[str, str | None] | None:
+    """Return what MLflow's aliases are now, or why they are not; None without a registry.
+
+    The card is written by then, so that no registry keeps a model from being taken back.
+    """
+    from flows.model_registry import Registry, RegistryError
+
+    uri, name = settings.models.mlflow_uri.get_secret_value(), settings.models.mlflow_name
+    if not uri:
+        return None
+    try:
+        return {"name": name, **Registry(uri, name).follow(card)._asdict()}
+    except RegistryError as error:
+        text = f"MLflow does not know of it: {error}. The next command makes up for it."
+        console.print(text, style="red", markup=False, highlight=False)
+        return {"name": name, "error": str(error)}
+
+
+def _tell_card(card: "ModelCard", registered: dict[str, str | None] | None) -> None:
     trial = card.trial
     console.print(f"served: {card.version}", highlight=False)
     if trial is not None:
@@ -200,6 +240,8 @@ def _tell_card(card: "ModelCard") -> None:
     found: dict[str, Any] = {"served": card.version, "trial": None}
     if trial is not None:
         found["trial"] = {"version": trial.version, "stage": trial.stage, "share": trial.share}
+    if registered is not None:
+        found["mlflow"] = registered
     sys.stdout.write(orjson.dumps(found).decode() + "\n")
 
 

@@ -53,6 +53,7 @@ def summary(name: str, kind: str, data: Data, plan: Plan, found: Comparison) -> 
         "requests": len(found.exam.events),
         "until_s": int(data.split.histories.time_s.max()),
         "repeats": plan.repeats,
+        "baskets": plan.baskets,
         "ties": "against the model",
         "seeds": list(plan.seeds),
         "tries": plan.tries,

@@ -8,6 +8,7 @@ the policy's open rate over the random arm's, less 1. Both rates are over the wh
 learner's first steps included; `*_last_half` tell how it stood later.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     simulated_s: float  # event time
     training_s: float = 0.0  # wall clock, of the training before it
     exit_codes: tuple[int, ...] = ()
+    models: Sequence[dict[str, Any]] = ()  # what is shown of each
 
 
 def summary(run: Run, tally: Tally, counters: Counters) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def summary(run: Run, tally: Tally, counters: Counters) -> dict[str, Any]:
         "latency_decisions": tally.n_latencies,
         "exit_codes": list(run.exit_codes),
     }
-    return {key: _rounded(field) for key, field in report.items()}
+    return {key: _rounded(field) for key, field in report.items()} | {"models": list(run.models)}
 
 
 def _rounded(value: Any) -> Any:

@@ -355,6 +355,13 @@ class Models(BaseModel):
         gt=0,
         description="a push that it may cost: half of it takes four times as many to be sure of",
     )
+    mlflow_uri: SecretStr = Field(
+        SecretStr(""),
+        description="MLflow's, whose aliases follow: http://host:5000, sqlite:////srv/mlflow.db",
+    )
+    mlflow_name: str = Field(
+        "pushflow-student", pattern=r"^[\w.-]+$", description="of the registered model there"
+    )
 
 
 class Archive(BaseModel):

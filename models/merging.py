@@ -22,16 +22,16 @@ Methods", SIGIR 2009.
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.arms import DESIGN, SOURCE_CODE, SOURCES
+from models.batches import padded
 from models.features import CANDIDATES
 from models.item_rows import ItemRows
-from models.neighbours import best_of_each
+from models.neighbours import order_of_each
 from models.sources import Query, Rows
 
 Ints = NDArray[np.int64]
@@ -55,6 +55,8 @@ _UNIT: Final = 2**28  # a fused score of 1
 _PLACE_BITS: Final = 4  # at most 15 sources and the filling
 _SAID_BITS: Final = 32 + _PLACE_BITS  # of what is said; a row has the 27 above
 _LAST_PLACE: Final = (1 << _PLACE_BITS) - 1
+_ORDER_BITS: Final = 9  # of a row's order among those looked at, 216 at most
+_LAST_ORDER: Final = (1 << _ORDER_BITS) - 1
 _SOURCE_COLUMNS: Final = [DESIGN.index(f"source_{name}") for name in SOURCES]
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 
@@ -123,6 +125,7 @@ class Merger:
             self._codes[_LAST_PLACE - place] = SOURCE_CODE.get(name, -1)
         self._fill = _says(FILL_WEIGHT, len(self._names), rrf)
         self._explored = _says(EXPLORE_WEIGHT, len(self._names), rrf) >> _PLACE_BITS
+        self._explorers = np.full(limit, SOURCE_CODE["explore"])
         self.weigh(weights)
 
     def weigh(self, weights: Mapping[str, float]) -> None:
@@ -153,29 +156,40 @@ class Merger:
         if not top.rows.shape[1]:
             return [Merged(_NO_ROWS, _NO_ROWS, np.zeros(0))] * len(queries)
         excess = self._is_excess(items, top.rows)
-        places = _first(top.rows == 0, excess, self._compared)  # (B, C)
-        top = _Top(*(np.take_along_axis(column, places, axis=1) for column in top))
-        excess = np.take_along_axis(excess, places, axis=1)
+        at = _first(top.rows == 0, excess, self._compared)  # (B, C)
+        top, excess = _Top(*(column.take(at) for column in top)), excess.take(at)
         is_out = (top.rows == 0) | self._is_copy(items, top.rows)
-        places = _first(is_out, excess, self._limit)  # (B, K)
-        top = _Top(*(np.take_along_axis(column, places, axis=1) for column in top))
+        at = _first(is_out, excess, self._limit)  # (B, K)
+        top, is_out = _Top(*(column.take(at) for column in top)), is_out.take(at)
         sources = self._codes[top.codes & _LAST_PLACE]
         whole = [Merged(*own) for own in zip(top.rows, sources, top.fused / _UNIT, strict=True)]
-        is_out = np.take_along_axis(is_out, places, axis=1)
         for b in np.flatnonzero(is_out.any(axis=1)).tolist():
             kept = ~is_out[b]
             whole[b] = Merged(top.rows[b, kept], whole[b].sources[kept], whole[b].scores[kept])
         return whole
 
-    def exploring(self, items: ItemRows, merged: Merged, more: Rows, n_places: int) -> Merged:
-        """Return candidates of which the last `n_places` at most are given to further rows."""
-        more = more[~items.is_among(more, merged.rows)][:n_places]
+    def exploring(
+        self,
+        items: ItemRows,
+        merged: Sequence[Merged],
+        more: Sequence[Rows],
+        n_places: Sequence[int],
+    ) -> list[Merged]:
+        """Return candidates of which the last places are given to further rows, for each query.
+
+        Of `more` those that are no candidates yet, `n_places` at most.
+        """
+        rows, is_own = padded(more)
+        is_new = is_own & ~items.are_among(rows, [one.rows for one in merged])
+        new = [own[wanted][:n] for own, wanted, n in zip(rows, is_new, n_places, strict=True)]
+        return [self._mixed(one, own) for one, own in zip(merged, new, strict=True)]
+
+    def _mixed(self, merged: Merged, more: Rows) -> Merged:
         n_kept = self._limit - len(more)
-        scores = self._explored[: len(more)] / _UNIT
         return Merged(
             np.concatenate([merged.rows[:n_kept], more]),
-            np.concatenate([merged.sources[:n_kept], np.full(len(more), SOURCE_CODE["explore"])]),
-            np.concatenate([merged.scores[:n_kept], scores]),
+            np.concatenate([merged.sources[:n_kept], self._explorers[: len(more)]]),
+            np.concatenate([merged.scores[:n_kept], self._explored[: len(more)] / _UNIT]),
         )
 
     def _top(
@@ -185,34 +199,25 @@ class Merger:
         filling: Sequence[Rows] | None,
     ) -> _Top:
         """Return the best of what was proposed, fused, copies and all."""
-        items = queries[0].items
-        keys, sizes = self._said(queries, proposed, filling)
-        ends = np.cumsum([0, *sizes])
-        starts = np.ones(len(keys), np.bool_)  # of a query's row, one or several times
-        for start, end in pairwise(ends.tolist()):
-            own = keys[start:end]
-            own.sort()  # few are sorted faster than all, and than places are
-            starts[start + 1 : end] = own[1:] >> _SAID_BITS != own[:-1] >> _SAID_BITS
-        firsts = np.flatnonzero(starts)
-        n_of = np.diff(np.searchsorted(firsts, ends))  # (B,)
-        width = int(n_of.max())
-        length = min(self._looked_at, width)
-        top = _Top(*(np.zeros((len(queries), length), np.int64) for _ in _Top._fields))
+        keys = self._said(queries, proposed, filling)
+        keys.sort(axis=1)
+        rows, said = keys >> _SAID_BITS, keys & (1 << _SAID_BITS) - 1
+        # A query's row is there once or several times, the last time with what says most of it.
+        is_other = np.ones((len(keys), keys.shape[1] + 1), np.bool_)
+        is_other[:, 1:-1] = rows[:, 1:] != rows[:, :-1]
+        is_first, is_last = is_other[:, :-1] & (rows > 0), is_other[:, 1:] & (rows > 0)
+        n_of = np.count_nonzero(is_last, axis=1)  # (B,)
+        length = min(self._looked_at, int(n_of.max()))
         if not length:
-            return top
-        said = keys & (1 << _SAID_BITS) - 1
-        rows = keys[firsts] >> _SAID_BITS
-        fused = np.add.reduceat(said >> _PLACE_BITS, firsts)
-        strongest = said[np.append(firsts[1:], len(said)) - 1]
-        is_own = np.arange(width) < n_of[:, None]  # (B, W)
-        places, values = np.zeros(is_own.shape, np.int64), np.full(is_own.shape, -1)
-        places[is_own], values[is_own] = np.arange(len(firsts)), fused
-        best = best_of_each(values, items.id_hash[rows][places], length)
-        for b, at in enumerate(best):
-            chosen = places[b, at]
-            top.rows[b, : len(at)] = rows[chosen]
-            top.fused[b, : len(at)] = fused[chosen]
-            top.codes[b, : len(at)] = strongest[chosen]
+            return _Top(*(np.zeros((len(keys), 0), np.int64) for _ in _Top._fields))
+        fused = np.full(keys.shape, -1)
+        # What lies between two lines is 0, and adds nothing.
+        fused[is_last] = np.add.reduceat((said >> _PLACE_BITS).ravel(), np.flatnonzero(is_first))
+        best = order_of_each(fused, queries[0].items.id_hash.take(rows))[:, :length]
+        is_none = np.arange(length) >= n_of[:, None]
+        top = _Top(*(column.take(_flat(best, keys.shape[1])) for column in (rows, fused, said)))
+        for column in top:
+            column[is_none] = 0
         return top
 
     def _said(
@@ -220,23 +225,28 @@ class Merger:
         queries: Sequence[Query],
         proposed: Sequence[Sequence[Rows]],
         filling: Sequence[Rows] | None,
-    ) -> tuple[Ints, list[int]]:
-        """Return each query's proposals: the row, below it what its source says; and how many."""
-        rows, said, sizes = [_NO_ROWS], [_NO_ROWS], []
-        for b, query in enumerate(queries):
-            n_before = len(rows)
-            for place, lists in enumerate(proposed):
-                if len(own := lists[b]):
-                    is_lead = query.lead == self._names[place]
-                    rows.append(own)
-                    said.append((self._leads if is_lead else self._says)[place][: len(own)])
+    ) -> Ints:
+        """Return each query's proposals: the row, and below it what its source says; (B, W).
+
+        0 where a list is shorter than others.
+        """
+        parts = [np.zeros((len(queries), 1), np.int64)]
+        for place, lists in enumerate(proposed):
+            rows, is_own = padded(lists)  # (B, L)
+            keys = rows << _SAID_BITS | self._says[place][: rows.shape[1]]
+            for b, query in enumerate(queries):
+                if query.lead == self._names[place]:
+                    keys[b] = rows[b] << _SAID_BITS | self._leads[place][: rows.shape[1]]
+            parts.append(np.where(is_own, keys, 0))
+        if filling:
+            known = np.concatenate(parts, axis=1) >> _SAID_BITS
             # Of the filling only what nobody has proposed: it must not add to what was said.
-            if filling:
-                known = np.concatenate([_NO_ROWS, *rows[n_before:]])
-                rows.append(filling[b][~query.items.is_among(filling[b], known)][:CANDIDATES])
-                said.append(self._fill[: len(rows[-1])])
-            sizes.append(sum(map(len, rows[n_before:])))
-        return np.concatenate(rows) << _SAID_BITS | np.concatenate(said), sizes
+            pairs = zip(queries, filling, known, strict=True)
+            new = [rows[~query.items.is_among(rows, own)] for query, rows, own in pairs]
+            rows, is_own = padded([rows[:CANDIDATES] for rows in new])
+            keys = rows << _SAID_BITS | self._fill[: rows.shape[1]]
+            parts.append(np.where(is_own, keys, 0))
+        return np.concatenate(parts, axis=1)
 
     def _is_copy(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
         """Return which rows repeat the content of a better one that is no copy, shape (B, L)."""
@@ -247,12 +257,7 @@ class Merger:
         has_copies = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)  # (B,)
         near = None
         if self._copy_cosine <= 1:
-            vectors = items.content.vectors(rows)  # (B, L, D)
-            best = vectors[:, :_COMPARED_TO]
-            # Products of vectors on the grid are exact, so the limit cuts the same everywhere.
-            near = vectors @ best.transpose(0, 2, 1) >= self._copy_cosine  # (B, L, C)
-            itself = np.arange(best.shape[1])
-            near[:, itself, itself] = False
+            near = self._near(items, rows)  # (B, L, C)
             has_copies |= near.any(axis=(1, 2))
         for b in np.flatnonzero(has_copies).tolist():
             alike = keys[b, :, None] == keys[b]  # (L, L)
@@ -263,29 +268,44 @@ class Merger:
                 is_copy[b, place] = (alike[place] & ~is_copy[b]).any()
         return is_copy
 
+    def _near(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
+        """Return which rows are nearly one of the first of the line, but not it, (B, L, C)."""
+        vectors = items.content.vectors(rows)  # (B, L, D)
+        best = vectors[:, :_COMPARED_TO]
+        # Products of vectors on the grid are exact, so the limit cuts the same everywhere.
+        near: NDArray[np.bool_] = vectors @ best.transpose(0, 2, 1) >= self._copy_cosine
+        itself = np.arange(best.shape[1])
+        near[:, itself, itself] = False
+        return near
+
     def _is_excess(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
         """Return which rows have more better ones of their category than its share, (B, L)."""
         if self._category_cap >= rows.shape[1]:
             return np.zeros(rows.shape, np.bool_)
-        category = items.category[rows]  # (B, L)
-        order = np.argsort(category, axis=1, kind="stable")
-        grouped = np.take_along_axis(category, order, axis=1)
-        places = np.arange(rows.shape[1])
-        is_next = grouped[:, 1:] != grouped[:, :-1]
-        starts = np.where(np.pad(is_next, ((0, 0), (1, 0))), places, 0)
-        before = places - np.maximum.accumulate(starts, axis=1)
-        excess = np.empty(rows.shape, np.bool_)
-        np.put_along_axis(excess, order, (before >= self._category_cap) & (grouped > 0), axis=1)
+        category = items.category.take(rows).astype(np.int64)  # (B, L)
+        keys = np.sort(category << _ORDER_BITS | np.arange(rows.shape[1]), axis=1)
+        grouped, cap = keys >> _ORDER_BITS, self._category_cap
+        # In a group by its order each row has the one that fills its share so far before it.
+        is_over = (grouped[:, cap:] == grouped[:, :-cap]) & (grouped[:, cap:] > 0)
+        excess = np.zeros(rows.shape, np.bool_)
+        if is_over.any():
+            np.put_along_axis(excess, keys[:, cap:] & _LAST_ORDER, is_over, axis=1)
         return excess
 
 
 def _first(is_out: NDArray[np.bool_], is_excess: NDArray[np.bool_], n: int) -> Ints:
-    """Return the places of the first n columns in ascending order, shape (B, n).
+    """Return where the first n columns of each line are in the flat array, in order, (B, n).
 
     Excess is taken where too little else is left, and what is out where nothing is.
     """
-    rank = np.argsort(2 * is_out + is_excess, axis=1, kind="stable")
-    return np.sort(rank[:, :n], axis=1)
+    keys = (2 * is_out + is_excess) << _ORDER_BITS | np.arange(is_out.shape[1])
+    keys.sort(axis=1)
+    return _flat(np.sort(keys[:, :n] & _LAST_ORDER, axis=1), is_out.shape[1])
+
+
+def _flat(places: Ints, width: int) -> Ints:
+    """Return where places of lines, shape (B, n), are in the flat array of lines so wide."""
+    return places + width * np.arange(len(places))[:, None]
 
 
 def learned_factors(mean: NDArray[np.float64], n_rewards: int) -> dict[str, float]:

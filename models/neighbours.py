@@ -111,15 +111,31 @@ def best_of_each(
     >>> [places.tolist() for places in best]
     [[1, 2], [2]]
     """
-    keys = (values << _HASH_BITS) | (hashes >> (63 - _HASH_BITS))
-    order = np.argsort(keys, axis=1)[:, ::-1]  # one call: a quarter of what B calls take
-    ordered = np.take_along_axis(keys, order, axis=1)
-    is_tie = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)
     lengths = np.minimum(np.count_nonzero(values >= 0, axis=1), limit).tolist()
-    best = [places[:length] for places, length in zip(order, lengths, strict=True)]
+    places = order_of_each(values, hashes)
+    return [own[:length] for own, length in zip(places, lengths, strict=True)]
+
+
+def order_of_each(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places of all values of each row, the largest first; as `best_of_each` has them.
+
+    >>> order_of_each(np.array([[3, 8, 3], [-1, 0, -1]]), np.array([[1, 2, 3]] * 2) << 40)[:, 0]
+    array([1, 1])
+    """
+    # The last bits of a key tell its place: sorting keys is twice as fast as sorting places.
+    n_bits = max(values.shape[1] - 1, 1).bit_length()
+    keys = (values << _HASH_BITS) | (hashes >> (63 - _HASH_BITS))
+    keys >>= n_bits
+    keys <<= n_bits
+    keys |= np.arange(values.shape[1])
+    keys.sort(axis=1)
+    keys = keys[:, ::-1]
+    places: NDArray[np.int64] = keys & (1 << n_bits) - 1
+    keys >>= n_bits
+    is_tie = ((keys[:, 1:] == keys[:, :-1]) & (keys[:, 1:] >= 0)).any(axis=1)
     for b in np.flatnonzero(is_tie).tolist():
-        best[b] = np.lexsort((hashes[b], keys[b]))[::-1][: lengths[b]]
-    return best
+        places[b] = np.lexsort((hashes[b], values[b]))[::-1]
+    return places
 
 
 def best_rows(

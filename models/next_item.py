@@ -41,6 +41,7 @@ class Exam(NamedTuple):
 
     histories: Histories
     events: Rows  # what came next, shape (P,)
+    asked: Rows  # the event before which it is asked for, shape (P,)
     repeats: bool  # whether items that the user had are ranked too
 
 
@@ -60,14 +61,23 @@ def exam(
     *,
     repeats: bool,
     limit: int,
+    baskets: bool = False,
 ) -> Exam:
-    """Return at most `limit` requests whose answers fell in [since_s, until_s), evenly strided."""
+    """Return at most `limit` requests whose answers fell in [since_s, until_s), evenly strided.
+
+    `baskets` asks for every item of a basket, which is what a user did in one second, before its
+    first, of users who did something before; else each is asked for right before it.
+    """
     events = targets_between(histories, since_s, until_s, limit=len(histories.rows))
     if not repeats:
         events = events[~is_had(histories)[events]]
+    starts = _basket_starts(histories) if baskets else np.arange(len(histories.rows))
+    if baskets:
+        users = np.searchsorted(histories.offsets, events, side="right") - 1
+        events = events[starts[events] > histories.offsets[users]]
     if len(events) > limit:
         events = events[np.linspace(0, len(events) - 1, limit).astype(np.int64)]
-    return Exam(histories, events, repeats)
+    return Exam(histories, events, starts[events], repeats)
 
 
 def answers(score: Score, exam: Exam, *, is_logit: bool = True) -> Answers:
@@ -78,9 +88,10 @@ def answers(score: Score, exam: Exam, *, is_logit: bool = True) -> Answers:
     found = []
     for start in range(0, len(exam.events), _BLOCK):
         events = exam.events[start : start + _BLOCK]
-        scores = np.array(score(events), np.float32)  # (B, N), a copy
+        asked = exam.asked[start : start + _BLOCK]
+        scores = np.array(score(asked), np.float32)  # (B, N), a copy
         if not exam.repeats:
-            owners, rows, _ = pasts(exam.histories, events)
+            owners, rows, _ = pasts(exam.histories, asked)
             scores[owners, rows - 1] = -np.inf
         targets = exam.histories.rows[events] - 1
         rank = ranks(scores, np.arange(len(events)), targets)
@@ -226,6 +237,14 @@ class Judge:
 def _mean_of(runs: Sequence[Answers]) -> dict[str, NDArray[np.float64]]:
     each = [{**values(run.rank), "auc": np.asarray(run.auc, np.float64)} for run in runs]
     return {name: np.mean([found[name] for found in each], axis=0) for name in each[0]}
+
+
+def _basket_starts(histories: Histories) -> Rows:
+    """Return the first event of each event's user and second, shape (E,)."""
+    is_first = np.ones(len(histories.rows), np.bool_)
+    is_first[1:] = np.diff(histories.time_s) != 0
+    is_first[histories.offsets[:-1][np.diff(histories.offsets) > 0]] = True
+    return np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))
 
 
 def _newest(owners: Rows, rows: Rows, age_days: Floats, n_owners: int) -> Interactions:

@@ -50,6 +50,20 @@ class Ragged:
         self._starts: NDArray[np.uint32] = np.zeros(_FIRST, np.uint32)
         self._lengths: NDArray[np.int32] = np.zeros(_FIRST, np.int32)
 
+    @classmethod
+    def of(cls, lengths: NDArray[np.integer], *parts: NDArray[Any]) -> "Ragged":
+        """Return lists of these lengths, whose values are the parts, one after another.
+
+        >>> lists = Ragged.of(np.array([0, 2, 1]), np.int32([7, 8, 9]))
+        >>> lists.get(1)[0].tolist(), lists.get(2)[0].tolist()
+        ([7, 8], [9])
+        """
+        lists = cls(*(part.dtype for part in parts))
+        lists._parts, lists._end = list(parts), len(parts[0])
+        lists._lengths = lengths.astype(np.int32)
+        lists._starts = (np.cumsum(lengths) - lengths).astype(np.uint32)
+        return lists
+
     def put(self, row: int, *values: Any) -> None:
         """Set a row's values by part, array-likes of one length; empty ones free their room."""
         if row >= len(self._lengths):

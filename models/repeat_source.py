@@ -51,6 +51,8 @@ class RepeatSource:
         return [self._propose(query) for query in queries]
 
     def _propose(self, query: Query) -> Rows:
+        if not query.bought:
+            return _NO_ROWS
         items = query.items
         last = dict(reversed(query.bought))  # of each row the newest purchase
         rows = np.fromiter(last.keys(), np.int64, len(last))

@@ -1,4 +1,4 @@
-"""Whether the network or factors alone retrieve more of what users take up next.
+"""Whether the network or weights from item to item retrieve more of what users take up next.
 
 Reads   histories, and functions that score all items for requests.
 Emits   the recall of each stretch of activity on a later part of time, and which is better.
@@ -10,10 +10,13 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from models.dataset import TARGET_WEIGHT, Histories, Requests, requests_at
-from models.plain_tower import plain_users
+from models.features import FADING, HISTORY
+from models.linear import matrix_of
+from models.linear_weights import ItemWeights
 
 K: Final = 100  # items found, as many as a source proposes
 PAUSE_S: Final = 1_800
@@ -84,37 +87,52 @@ def is_clearly_more(recalls: NDArray[np.float64], than: NDArray[np.float64]) -> 
     return bool(leads.mean() > CLEARLY * leads.std(ddof=1) / len(leads) ** 0.5)
 
 
-def is_plain_better(
+def is_linear_better(
     network: Score,
-    factors: NDArray[np.float64],
+    weights: ItemWeights,
     histories: Histories,
     cuts: tuple[int, int],
     *,
     limit: int,
 ) -> tuple[bool, dict[str, float]]:
-    """Return whether factors alone retrieve clearly more than a network, and both mean recalls.
+    """Return whether weights retrieve clearly more than a network, and both mean recalls.
 
     Parameters
     ----------
     network
         Scores of all items by a network that was trained before the first of `cuts`.
-    factors
-        Of items, shape (N, M), of events before it; see `models.plain_tower`.
+    weights
+        Of the N items, of events before it; see `models.linear`.
     cuts
         Seconds: what begins from the first and before the second is asked.
     limit
         Stretches asked at most.
     """
     stretches = stretches_between(histories, *cuts, limit=limit)
-    table = np.pad(factors, ((1, 0), (0, 0)))
-
-    def plain(requests: Requests) -> NDArray[np.floating]:
-        scores: NDArray[np.floating] = plain_users(table, requests.rows, requests.types) @ factors.T
-        return scores
-
-    of_network, of_plain = (recalls(score, histories, stretches) for score in (network, plain))
+    of_network = recalls(network, histories, stretches)
+    of_linear = recalls(linear_scores(weights), histories, stretches)
     means = {
         f"retrieval_{name}@{K}": float(np.nanmean(found)) if np.isfinite(found).any() else 0.0
-        for name, found in (("network", of_network), ("factors", of_plain))
+        for name, found in (("network", of_network), ("linear", of_linear))
     }
-    return is_clearly_more(of_plain, of_network), means
+    return is_clearly_more(of_linear, of_network), means
+
+
+def linear_scores(weights: ItemWeights) -> Score:
+    """Return a function that scores all items for requests by weights, shape (B, N).
+
+    What a user took back says nothing.
+    """
+    matrix = matrix_of(weights)
+    fading = FADING ** np.arange(HISTORY - 1, -1, -1.0)
+
+    def score(requests: Requests) -> NDArray[np.floating]:
+        says = TARGET_WEIGHT[requests.types] > 0
+        users, places = np.nonzero(says & (requests.rows > 0))
+        cells = users, requests.rows[users, places] - 1
+        shape = len(requests.rows), weights.n_items
+        pasts = sp.csr_matrix((fading[places], cells), shape)
+        scores: NDArray[np.floating] = (pasts @ matrix).toarray()
+        return scores
+
+    return score

@@ -63,9 +63,9 @@ class StudentScorer:
         Items with vectors of their own.
     metrics
         What training measured, for people to read.
-    factors
-        Vectors that retrieve in place of the network's (`models.plain_tower`), float16, of length
-        1 typically, shape (I + 1, M): a row of zeros, then `item_ids`. None: the network's do.
+    linear
+        Weights between `item_ids` that retrieve in the network's place (`models.tower_source`).
+        None: the network does.
     rows_per_call
         Users in one run of the graph: `MAX_ROWS`, or 1 on a CPU whose kernels mix rows.
 
@@ -84,21 +84,17 @@ class StudentScorer:
         self._projection = model.text_projection
         self._id_vectors = model.id_vectors
         self.item_length = _typical_length(model.text_projection, model.id_vectors)
-        self.factors: NDArray[np.float16] | None = None
-        if model.factors is not None:
-            length = _typical_length(np.zeros_like(model.text_projection), model.factors)
-            self.factors = np.pad(model.factors / np.float32(length), ((1, 0), (0, 0))).astype(
-                np.float16
-            )
+        self.linear = model.linear
         self._session = open_session(path, model.onnx)
         self._is_older = _is_older(self._session, self.dim, path)
         self.rows_per_call = MAX_ROWS
         if not self._is_row_by_row():
             self.rows_per_call = 1
 
-    def factor_rows(self, item_ids: list[str]) -> NDArray[np.int32]:
-        """Return the items' rows of `factors`, 0 for items without."""
-        return np.array([self._row_of.get(item_id, -1) + 1 for item_id in item_ids], np.int32)
+    def numbers(self, item_ids: list[str]) -> NDArray[np.int32]:
+        """Return the places of ids in `item_ids`, its length for those that are not there."""
+        none = len(self.item_ids)
+        return np.array([self._row_of.get(item_id, none) for item_id in item_ids], np.int32)
 
     def embed_items(self, item_ids: list[str], text_vectors: NDArray[np.float32]) -> Scores:
         """Return item vectors, float32, shape (N, M), of text vectors, shape (N, TEXT_DIM).

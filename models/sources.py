@@ -16,10 +16,11 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batches import are_closed, are_seen, firsts, padded
 from models.features import EVENT_CODE, EVENT_TYPES
 from models.item_counts import hour_block
 from models.item_rows import ItemRows
-from models.neighbours import best_of_each, best_rows, mean_directions
+from models.neighbours import best_of_each, mean_directions
 from models.trend import (
     FULL_TRUST,
     TOP,
@@ -37,12 +38,7 @@ from models.vector_index import Hits
 Rows = NDArray[np.int64]
 
 WEIGHT_UNIT: Final = 65_536  # a recency weight of 1
-_LEAST_STRENGTH: Final = 1e-30  # of a pair: less is nothing
-# Neighbours looked at beyond those that may be seen: some cannot be had.
-_SPARE: Final = 32
 _LEAST_TRUST: Final = FULL_TRUST // 4  # in a segment: it tells of more than popularity
-_LOOKED_AT: Final = 5_000  # neighbours a query
-_EVERY: Final = 8  # of their values one in so many is looked at first
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 # Two standard deviations of the cosine of unrelated texts (`models.text`): less is noise.
 LEAST_COSINE: Final = 0.25
@@ -116,92 +112,6 @@ class Source(Protocol):
         ...
 
 
-class NeighbourSource:
-    """Items that others had together with the user's recent ones, learned from the stream.
-
-    Parameters
-    ----------
-    limit
-        Rows proposed at most.
-
-    Notes
-    -----
-    A row's value is the sum of strength x recency over the recent items it neighbours, times its
-    rarity, in steps of 2^-23 of the strongest: 250 of them stay below 2^31. Of a user with more
-    than 50 recent items, fewer neighbours of each are looked at: 5,000 in all.
-
-    References
-    ----------
-    Linden et al., "Amazon.com Recommendations: Item-to-Item Collaborative Filtering", 2003.
-    """
-
-    name: Final = "neighbour"
-
-    def __init__(self, limit: int = 100) -> None:
-        self._limit = limit
-
-    def propose(self, queries: Sequence[Query]) -> list[Rows]:
-        """Return the rows that go best with the recent ones."""
-        items = queries[0].items
-        n_of = np.array([len(query.recent) for query in queries])  # (B,)
-        recent = np.concatenate([query.recent for query in queries])  # (R,)
-        most = np.repeat(_LOOKED_AT // np.maximum(n_of, 1), n_of)
-        [others, halves], lengths = items.neighbours.take(recent, most)
-        if not len(others):
-            return [_NO_ROWS] * len(queries)
-        strength = halves.astype(np.float64)
-        firsts = np.concatenate(([0], np.cumsum(n_of)))
-        ends = np.concatenate(([0], np.cumsum(lengths)))[firsts]  # (B + 1,)
-        has_any = ends[1:] > ends[:-1]
-        strongest = np.ones(len(queries))
-        strongest[has_any] = np.maximum.reduceat(strength, ends[:-1][has_any])
-        scales = 2.0**23 / (WEIGHT_UNIT * np.maximum(strongest, _LEAST_STRENGTH))  # (B,)
-        weights = np.concatenate([query.weights for query in queries]) * np.repeat(scales, n_of)
-        values = np.rint(strength * np.repeat(weights, lengths))
-        rows = others.astype(np.int64)
-        parts = zip(queries, pairwise(ends.tolist()), strict=True)
-        return [self._propose(query, rows[i:j], values[i:j]) for query, (i, j) in parts]
-
-    def _propose(self, query: Query, rows: Rows, values: NDArray[np.float64]) -> Rows:
-        items = query.items
-        sums = items.sums(rows, values)
-        total = np.rint(sums * items.rarity.take(rows))
-        n_looked_at = self._limit + len(query.seen) + _SPARE
-        guess = _likely_least(total, n_looked_at)
-        if guess >= 1:
-            best = self._best(items, rows, total, total >= guess, n_looked_at)
-            unseen = best[~query.is_seen(best)][: self._limit]
-            if len(best) == n_looked_at and len(unseen) == self._limit:
-                return unseen
-        return self._best(items, rows, total, (sums > 0) & ~query.is_seen(rows), self._limit)
-
-    @staticmethod
-    def _best(
-        items: ItemRows,
-        rows: Rows,
-        total: NDArray[np.float64],
-        is_looked_at: NDArray[np.bool_],
-        limit: int,
-    ) -> Rows:
-        """Return the best of those rows that are looked at; of equal rows all are, or none."""
-        at = np.flatnonzero(is_looked_at)
-        found = rows[at]
-        at = at[items.is_last(found)]
-        return best_rows(total[at].astype(np.int64), rows[at], items.id_hash, limit)
-
-
-def _likely_least(values: NDArray[np.float64], limit: int) -> float:
-    """Return what about three times `limit` values reach, by a look at a few; 0: too few.
-
-    Three times, for the best rows are those that are found several times.
-    """
-    sample = values[::_EVERY]
-    n_wanted = 3 * limit // _EVERY + 1
-    if n_wanted >= len(sample):
-        return 0.0
-    return float(np.partition(sample, -n_wanted)[-n_wanted])
-
-
 class ContentSource:
     """Items whose content is like that of the user's recent items.
 
@@ -234,18 +144,26 @@ class ContentSource:
             n = min(len(query.recent), self._n_recent)
             recent[b, :n], weights[b, :n] = query.recent[:n], query.weights[:n]
         wanted = mean_directions(content.vectors(recent), weights)  # (B, D)
-        found = content.search(wanted, 2 * self._limit)
-        return [self._unmet(query, hits) for query, hits in zip(queries, found, strict=True)]
+        return self._unmet(queries, content.search(wanted, 2 * self._limit))
 
-    def _unmet(self, query: Query, hits: Hits) -> Rows:
-        rows = hits.rows[hits.scores >= LEAST_COSINE]
-        return self._without_copies(query, rows[~query.is_seen(rows)])
+    def _unmet(self, queries: Sequence[Query], found: Sequence[Hits]) -> list[Rows]:
+        rows, _ = padded([hits.rows for hits in found])  # (B, L)
+        scores, _ = padded([hits.scores for hits in found])
+        is_unmet = (scores >= LEAST_COSINE) & ~are_seen(queries, rows)
+        recent, is_own = padded([query.recent for query in queries])  # (B, R)
+        keys = queries[0].items.text_key.take(np.concatenate([recent, rows], axis=1))
+        # What is left out is like nothing else.
+        others = np.arange(keys.shape[1], dtype=np.uint64)
+        compared = np.where(np.concatenate([is_own, is_unmet], axis=1), keys, others)
+        compared.sort(axis=1)
+        has_copies = (compared[:, 1:] == compared[:, :-1]).any(axis=1)
+        unmet = firsts(rows, is_unmet, self._limit)
+        for b in np.flatnonzero(has_copies).tolist():
+            unmet[b] = self._without_copies(queries[b], rows[b][is_unmet[b]])
+        return unmet
 
     def _without_copies(self, query: Query, rows: Rows) -> Rows:
         of_recent, of_rows = (query.items.text_key.take(own) for own in (query.recent, rows))
-        ordered = np.sort(np.concatenate([of_recent, of_rows]))
-        if (ordered[1:] != ordered[:-1]).all():
-            return rows[: self._limit]
         known, kept = set(of_recent.tolist()), list[int]()
         for row, key in zip(rows.tolist(), of_rows.tolist(), strict=True):
             if key not in known:
@@ -283,9 +201,10 @@ class TrendSource:
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return the rows of the users' segments, blended."""
-        return [self._propose(query) for query in queries]
+        lists, _ = padded([self._of_segment(query) for query in queries])
+        return firsts(lists, ~are_seen(queries, lists), self._limit)
 
-    def _propose(self, query: Query) -> Rows:
+    def _of_segment(self, query: Query) -> Rows:
         items = query.items
         if self._made_of[0] is not items or self._made_of[1] != items.version:
             self._lists.clear()
@@ -296,7 +215,7 @@ class TrendSource:
             if len(self._lists) >= self._KEPT:
                 self._lists.clear()
             rows = self._lists[segment] = self._blended(items, *segment)
-        return rows[~query.is_seen(rows)][: self._limit]
+        return rows
 
     def _blended(self, items: ItemRows, country: int, category: int, block: int) -> Rows:
         day, week = top_of(items, self._LISTED), top_of_week(items, self._LISTED)
@@ -341,15 +260,13 @@ class UnfinishedSource:
         for b, query in enumerate(queries):
             if query.cart:
                 found[b] = self._with_cart(query, *found[b])
-        sizes = np.array([len(rows) for rows, _ in found])
-        is_own = np.arange(sizes.max()) < sizes[:, None]  # (B, L)
-        rows, values = np.zeros(is_own.shape, np.int64), np.zeros(is_own.shape, np.int64)
-        rows[is_own], values[is_own] = (np.concatenate(own) for own in zip(*found, strict=True))
-        values[values <= 0] = -1
-        best = best_of_each(values, queries[0].items.id_hash[rows], len(rows[0]) or 1)
-        wanted = [own[places] for own, places in zip(rows, best, strict=True)]
-        pairs = zip(queries, wanted, strict=True)
-        return [own[~query.is_closed(own)][: self._limit] for query, own in pairs]
+        rows, _ = padded([rows for rows, _ in found])  # (B, L)
+        if not rows.shape[1]:
+            return [_NO_ROWS] * len(queries)
+        values, _ = padded([values for _, values in found])
+        values[(values <= 0) | are_closed(queries, rows)] = -1
+        best = best_of_each(values, queries[0].items.id_hash.take(rows), self._limit)
+        return [own[places] for own, places in zip(rows, best, strict=True)]
 
     def _with_cart(
         self, query: Query, rows: Rows, values: NDArray[np.int64]

@@ -34,14 +34,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.dataset import N_BUCKETS
-from models.features import EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM
-from models.plain_tower import FADING
+from models.features import EVENT_TYPES, FADING, HISTORY, N_CONTEXT, TEXT_DIM
+from models.softmax import NEVER, Ruled, Soft, cross_entropy_sum, ruled_out
 
 # Added to attention logits. Padding weighs exp(-1e4) = 0 against any item; what lies ahead is
 # lower still, so that the padding before a user's first item sees padding only.
 PAD_BIAS: Final = -1e4
 FUTURE_BIAS: Final = -1e9
-NEVER: Final = -1e4  # a logit that takes no part in a softmax
+_RIDGE: Final = 1e-3  # of the mean variance: a map of vectors that hardly differ stays small
+_TINY: Final = 1e-9
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,8 @@ class TeacherLogits(NamedTuple):
     logits: Tensor  # float32, shape (E, Kt)
     temperature: float = 2.0
     share: float = 0.5  # of the loss; the rest is the true next item
+    users: Tensor | None = None  # the teacher's vectors of the examples, shape (E, Mt)
+    matching: float = 0.0  # what matching them counts for, beside the loss
 
 
 class _Layer(nn.Module):
@@ -284,31 +287,84 @@ def next_item_loss(
         the temperature squared (Hinton et al. 2015), so that gradients keep their size. A
         candidate of logit `NEVER` takes no part in either softmax.
     """
+    hard, soft = weights, None
+    if teacher is not None:
+        hard = weights * (1 - teacher.share)
+        soft = weights * teacher.share * teacher.temperature**2
     if negatives is None:
         rows = torch.arange(1, len(table)) if among is None else among
-        logits = users @ F.embedding(rows, table).T  # (E, S)
-        if had is not None:
-            logits = without(logits, had.masked_fill(had == targets[:, None], 0), rows)
-        losses = F.cross_entropy(logits, torch.searchsorted(rows, targets), reduction="none")
+        told = None if teacher is None or soft is None else _told(teacher, rows, soft)
+        total = cross_entropy_sum(
+            users,
+            F.embedding(rows, table),
+            torch.searchsorted(rows, targets),
+            hard,
+            ruled=_not_wrong(had, targets, rows),
+            soft=told,
+        )
+        soft = soft if told is None else None
     else:
         right = (users * F.embedding(targets, table)).sum(-1) - negatives.log_q[targets]  # (E,)
         wrong = users @ F.embedding(negatives.rows, table).T - negatives.log_q[negatives.rows]
         wrong = wrong.masked_fill(negatives.rows == targets[:, None], FUTURE_BIAS)  # (E, S)
         losses = torch.logsumexp(torch.cat((right[:, None], wrong), 1), 1) - right
-    if teacher is not None:
-        chosen = F.embedding(teacher.candidates, table)  # (E, Kt, W)
-        scores = (chosen @ users[:, :, None])[..., 0]  # (E, Kt)
-        scores = scores.masked_fill(teacher.logits <= NEVER, NEVER)
-        mine = F.log_softmax(scores / teacher.temperature, -1)
-        theirs = F.log_softmax(teacher.logits / teacher.temperature, -1)
-        distance = F.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)  # (E,)
-        losses = (1 - teacher.share) * losses + teacher.share * teacher.temperature**2 * distance
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-9)
+        total = (losses * hard).sum()
+    if teacher is not None and soft is not None:
+        total = total + (_distances(users, table, teacher) * soft).sum()
+    if teacher is not None and teacher.users is not None:
+        total = total + teacher.matching * (unmatched(users, teacher.users) * weights).sum()
+    return total / weights.sum().clamp(min=1e-9)
 
 
-def without(logits: Tensor, rows: Tensor, among: Tensor) -> Tensor:
-    """Return logits (E, S) in which each example's `rows` (E, T) take no part."""
-    places = torch.searchsorted(among, rows).clamp(max=len(among) - 1)  # (E, T)
-    example, at = torch.nonzero((rows > 0) & (among[places] == rows), as_tuple=True)
-    never = torch.full((), NEVER, dtype=logits.dtype, device=logits.device)
-    return logits.index_put((example, places[example, at]), never)
+def _not_wrong(had: Tensor | None, targets: Tensor, rows: Tensor) -> Ruled | None:
+    if had is None:
+        return None
+    return ruled_out(had.masked_fill(had == targets[:, None], 0), rows)
+
+
+def _told(teacher: TeacherLogits, rows: Tensor, weights: Tensor) -> Soft | None:
+    """Return what is told of `rows`, or None where the teacher speaks of others, too."""
+    asked = teacher.candidates.contiguous()  # (E, Kt)
+    places = torch.searchsorted(rows, asked).clamp(max=len(rows) - 1)
+    if not torch.equal(rows[places], asked):
+        return None
+    return Soft(places, teacher.logits, teacher.temperature, weights)
+
+
+def _distances(users: Tensor, table: Tensor, teacher: TeacherLogits) -> Tensor:
+    """Return KL(teacher, student) of each example, shape (E,)."""
+    chosen = F.embedding(teacher.candidates, table)  # (E, Kt, W)
+    scores = (chosen @ users[:, :, None])[..., 0]  # (E, Kt)
+    scores = scores.masked_fill(teacher.logits <= NEVER, NEVER)
+    mine = F.log_softmax(scores / teacher.temperature, -1)
+    theirs = F.log_softmax(teacher.logits / teacher.temperature, -1)
+    return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)
+
+
+def unmatched(users: Tensor, theirs: Tensor) -> Tensor:
+    """Return how much of a teacher's vectors no linear map makes of the student's, shape (E,).
+
+    The map is the best one for these examples (ridge regression), and so needs no training of its
+    own. 1 is as bad as their mean.
+
+    Parameters
+    ----------
+    users, theirs
+        Of the same examples, float32, shape (E, W) and (E, Mt).
+
+    Examples
+    --------
+    >>> users = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    >>> turned = users @ torch.tensor([[0.0, 2.0, 0.0], [-2.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    >>> round(float(unmatched(users, turned).mean()), 3)
+    0.0
+    >>> round(float(unmatched(users[:, :1] * 0, turned).mean()), 3)
+    1.0
+    """
+    mine, theirs = users - users.mean(0), theirs - theirs.mean(0)
+    own = mine.T @ mine  # (W, W)
+    ridge = _RIDGE * own.diagonal().mean() + _TINY
+    best = torch.linalg.solve(own + ridge * torch.eye(len(own), device=own.device), mine.T @ theirs)
+    left = (theirs - mine @ best).square().sum(1)  # (E,)
+    share: Tensor = left / (theirs.square().sum(1).mean() + _TINY)
+    return share

@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features import HISTORY
 from models.item_rows import ItemRows
+from models.linear_weights import by_row
 from models.neighbours import GRID
-from models.plain_tower import plain_users
+from models.ragged import Ragged
 from models.serving import StudentScorer
 from models.sources import Query
 from models.vector_index import VectorIndex
@@ -45,7 +45,7 @@ class StudentItems:
     Attributes
     ----------
     tower
-        Finds what can be had by the student's vectors of users.
+        Finds what can be had by the student's vectors of users; empty where weights retrieve.
 
     Notes
     -----
@@ -60,9 +60,10 @@ class StudentItems:
         self._table: NDArray[np.float16] = np.zeros((1, scorer.dim), np.float16)
         self._hashes = np.zeros(1, np.int64)  # of the ids, by row
         self._keys = np.zeros(1, np.uint64)  # of the words that a row was embedded with
-        self._factor_rows = np.zeros(1, np.int32)  # of the scorer's `factors`, by row
+        self._numbers = scorer.numbers([""])  # of the scorer's `item_ids`, by row
         self._is_made = np.ones(1, np.bool_)
         self._is_empty = np.ones(1, np.bool_)  # a vector of zeros is found by nothing
+        self._weights = self._by_row()
         self.tower = VectorIndex(
             scorer.dim, self._directions, lambda rows: items.id_hash[rows], length=_TYPICAL
         )
@@ -76,6 +77,11 @@ class StudentItems:
         """Return the catalogue with this student's index in it, good until its next refresh."""
         items = copy.copy(self._items)
         items.tower = self.tower
+        if self._weights is not None:
+            # A neighbour of weight 1 is worth 1, however common it is.
+            items.linear = copy.copy(items)
+            items.linear.neighbours = self._weights
+            items.linear.rarity = np.broadcast_to(np.float32(1.0), items.rarity.shape)
         return items
 
     def asked(self, users: NDArray[np.float32], queries: Sequence[Query]) -> list[Query]:
@@ -88,23 +94,11 @@ class StudentItems:
         queries
             Of rows as at the last `follow`.
         """
-        if self._scorer.factors is not None:
-            users = self._plain(self._scorer.factors, queries)
         view = self.view()
         return [
             query._replace(items=view, user_vector=own if own.any() else None)
             for query, own in zip(queries, users, strict=True)
         ]
-
-    def _plain(self, factors: NDArray[np.float16], queries: Sequence[Query]) -> NDArray[np.float32]:
-        rows = np.zeros((len(queries), HISTORY), np.int64)
-        types = np.zeros((len(queries), HISTORY), np.int64)
-        for b, query in enumerate(queries):
-            known = [i for i, row in enumerate(query.history) if row][::-1]  # oldest first
-            start = HISTORY - len(known)
-            rows[b, start:] = [query.history[i] for i in known]
-            types[b, start:] = [query.types[i] for i in known]
-        return plain_users(factors, self._factor_rows[rows].astype(np.int64), types)
 
     def follow(self, most: int | None = None) -> bool:
         """Become what the catalogue is now; call it after each of the catalogue's refreshes.
@@ -121,7 +115,8 @@ class StudentItems:
         """
         n_rows = self._items.n_rows
         hashes = self._items.id_hash[:n_rows]
-        if n_rows < self._n or (hashes[: self._n] != self._hashes[: self._n]).any():
+        is_moved = n_rows < self._n or bool((hashes[: self._n] != self._hashes[: self._n]).any())
+        if is_moved:
             self._move(hashes)
         self._reserve(n_rows)
         self._hashes[self._n : n_rows] = hashes[self._n :]
@@ -132,25 +127,34 @@ class StudentItems:
         for start in range(0, len(rows), _AT_ONCE):
             self._embed(rows[start : start + _AT_ONCE])
         self._index(rows)
+        if is_moved or len(rows):
+            self._weights = self._by_row()
         if most is not None:
             # The index makes its codes at its first search: of few rows now, not of all later.
             self.tower.search(np.eye(1, self._scorer.dim, dtype=np.float32), 1)
         return len(rows) == len(stale)
 
+    def _by_row(self) -> Ragged | None:
+        weights = self._scorer.linear
+        if weights is None:
+            return None
+        is_made, numbers = self._is_made[: self._n], self._numbers[: self._n]
+        return by_row(weights, np.where(is_made, numbers, weights.n_items))
+
     def _embed(self, rows: Rows) -> None:
         texts = self._items.text_vectors[rows].astype(np.float32) * np.float32(1 / GRID)
         ids = self._items.item_ids.named(rows)
         self._table[rows] = self._scorer.embed_items(ids, texts)
-        self._factor_rows[rows] = self._scorer.factor_rows(ids)
+        self._numbers[rows] = self._scorer.numbers(ids)
         self._keys[rows] = self._items.text_key[rows]
         self._is_made[rows] = True
-        self._is_empty[rows] = ~self._towers(rows).any(axis=1)
+        self._is_empty[rows] = ~self._table[rows].any(axis=1)
 
     def _index(self, embedded: Rows) -> None:
         """Make the index hold what can be had, of the rows that are made."""
         n_rows, tower = self._n, self.tower
         can_be = self._items.is_servable[:n_rows] & self._is_made[:n_rows]
-        can_be &= ~self._is_empty[:n_rows]
+        can_be &= ~self._is_empty[:n_rows] & (self._scorer.linear is None)
         is_held = tower.holds(np.arange(n_rows))
         tower.remove(np.flatnonzero(is_held & ~can_be))
         is_other = ~is_held
@@ -170,7 +174,7 @@ class StudentItems:
         self.tower.remove(np.flatnonzero(is_held & (new_of_old == 0)))
         self.tower.reorder(new_of_old)
         self._table, self._keys = self._table[old_of_new], self._keys[old_of_new]
-        self._factor_rows = self._factor_rows[old_of_new]
+        self._numbers = self._numbers[old_of_new]
         self._is_made = self._is_made[old_of_new] & is_known
         self._is_empty = self._is_empty[old_of_new]
         self._hashes = hashes.copy()
@@ -183,19 +187,14 @@ class StudentItems:
         self._table = np.concatenate([self._table, np.zeros((spare, self._scorer.dim), np.float16)])
         self._hashes = np.concatenate([self._hashes, np.zeros(spare, np.int64)])
         self._keys = np.concatenate([self._keys, np.zeros(spare, np.uint64)])
-        self._factor_rows = np.concatenate([self._factor_rows, np.zeros(spare, np.int32)])
+        self._numbers = np.concatenate([self._numbers, np.zeros(spare, np.int32)])
         self._is_made = np.concatenate([self._is_made, np.zeros(spare, np.bool_)])
         self._is_empty = np.concatenate([self._is_empty, np.ones(spare, np.bool_)])
 
     def _directions(self, rows: Rows) -> NDArray[np.float32]:
-        length = 1.0 if self._scorer.factors is not None else self._scorer.item_length
-        steps = np.rint(self._towers(rows) * np.float32(_TYPICAL / length * GRID))
+        steps = self._table[rows] * np.float32(_TYPICAL / self._scorer.item_length * GRID)
+        steps = np.rint(steps)
         # No column is longer than what keeps the whole vector within 1.
         most = np.float32(GRID // np.sqrt(self._scorer.dim))
         vectors: NDArray[np.float32] = np.clip(steps, -most, most) * np.float32(1 / GRID)
         return vectors
-
-    def _towers(self, rows: Rows) -> NDArray[np.float16]:
-        """Return the vectors that are searched."""
-        factors = self._scorer.factors
-        return self._table[rows] if factors is None else factors[self._factor_rows[rows]]

@@ -35,15 +35,21 @@ def seed_popularity(student: Student, counts: NDArray[np.float64]) -> None:
 
 
 def factors_of(
-    histories: Histories, n_items: int, width: int, until_s: int | None, seed: int
+    histories: Histories, n_items: int, width: int, until_s: int, seed: int
 ) -> NDArray[np.float64]:
-    """Return factors of items by what was wanted before a time, or at all, shape (N, width)."""
+    """Return factors of items by what was wanted before a time, shape (N, width)."""
+    return item_factors(*wanted(histories, until_s), n_items, width=width, seed=seed)
+
+
+def wanted(
+    histories: Histories, until_s: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return users and items, from 0, of what was wanted before a time, or at all."""
     is_past = TARGET_WEIGHT[histories.types] > 0
     if until_s is not None:
         is_past &= histories.time_s < until_s
     users = np.repeat(np.arange(len(histories.user_ids)), np.diff(histories.offsets))
-    rows = histories.rows[is_past] - 1
-    return item_factors(users[is_past], rows, n_items, width=width, seed=seed)
+    return users[is_past], histories.rows[is_past] - 1
 
 
 def seed_factors(student: Student, factors: NDArray[np.float64]) -> None:

@@ -36,8 +36,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, GPT2Config, GPT2Model
 
 from models.dataset import N_BUCKETS
-from models.features import EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM
-from models.plain_tower import FADING
+from models.features import EVENT_TYPES, FADING, HISTORY, N_CONTEXT, TEXT_DIM
 
 CAUSAL: Final = "gpt2"
 BIDIRECTIONAL: Final = "bert"

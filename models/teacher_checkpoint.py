@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.dataset import Histories
+from models.fading_weights import copied, put
 from models.parallel import placed, whole
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class Checkpoints:
         held = {
             "fingerprint": run.fingerprint,
             "counts": (run.done, run.epoch, run.ndcg, run.best, run.best_epoch),
-            "weights": _whole(run.copied()),
-            "average": _whole(run.average),
+            "weights": _whole(copied(run.teacher)),
+            "average": _whole(run.average.weights),
             "best_weights": _whole(run.best_weights),
             "optimizer": _whole(run.optimizer.state_dict()),
             "schedule": run.schedule.state_dict(),
@@ -90,8 +91,8 @@ class Checkpoints:
         def lying(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: placed(value, own[name].detach()) for name, value in weights.items()}
 
-        run.put(lying(held["weights"]))
-        run.average, run.best_weights = lying(held["average"]), lying(held["best_weights"])
+        put(run.teacher, lying(held["weights"]))
+        run.average.weights, run.best_weights = lying(held["average"]), lying(held["best_weights"])
         run.optimizer.load_state_dict(_as_it_lies(held["optimizer"], run.optimizer))
         run.schedule.load_state_dict(held["schedule"])
         place = run.group.rank % len(held["torch_rng"])

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.student import NEVER, Negatives, without
+from models.softmax import NEVER, cross_entropy_sum, ruled_out
+from models.student import Negatives
 
 
 def softmax_loss(
@@ -63,16 +64,15 @@ def softmax_loss(
     0.69
     """
     if negatives is None:
-        logits = users @ F.embedding(among, table).T  # (E, S)
+        items, places = F.embedding(among, table), torch.searchsorted(among, targets)
+        ruled = None
         if had is not None:
-            logits = without(logits, had.masked_fill(had == targets[:, None], 0), among)
-        places = torch.searchsorted(among, targets)
-        losses = F.cross_entropy(logits.float(), places, reduction="none")
-    else:
-        right = (users * F.embedding(targets, table)).sum(-1) - negatives.log_q[targets]  # (E,)
-        wrong = users @ F.embedding(negatives.rows, table).T - negatives.log_q[negatives.rows]
-        wrong = wrong.masked_fill(negatives.rows == targets[:, None], NEVER)  # (E, S)
-        losses = torch.logsumexp(torch.cat((right[:, None], wrong), 1).float(), 1) - right
+            ruled = ruled_out(had.masked_fill(had == targets[:, None], 0), among)
+        return cross_entropy_sum(users, items, places, weights, ruled=ruled)
+    right = (users * F.embedding(targets, table)).sum(-1) - negatives.log_q[targets]  # (E,)
+    wrong = users @ F.embedding(negatives.rows, table).T - negatives.log_q[negatives.rows]
+    wrong = wrong.masked_fill(negatives.rows == targets[:, None], NEVER)  # (E, S)
+    losses = torch.logsumexp(torch.cat((right[:, None], wrong), 1).float(), 1) - right
     return (losses * weights).sum()
 
 

@@ -10,13 +10,9 @@ processes (`models.parallel`): all draw the same batches from the same generator
 part, and the losses equal those of a single process, but for the order of sums and for dropout,
 which each draws by itself.
 
-What is judged and kept is a fading average of the weights: it holds what the last steps have in
-common, and costs a copy. SASRec, the baseline, is trained by the same loop
-(`TeacherConfig.sasrec`), so that what is compared is the model, not the care taken of it.
-
-References
-----------
-Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018.
+What is judged and kept is a fading average of the weights (`models.fading_weights`). SASRec, the
+baseline, is trained by the same loop (`TeacherConfig.sasrec`), so that what is compared is the
+model, not the care taken of it.
 """
 
 from collections.abc import Callable
@@ -44,6 +40,7 @@ from models.dataset import (
     training_windows,
 )
 from models.evaluate import next_item_metrics, next_item_ranks, of_new
+from models.fading_weights import FadingWeights, copied, put
 from models.features import scale_context
 from models.optimization import optimization
 from models.parallel import Group, joined, unsynced, whole, wrapped
@@ -190,18 +187,8 @@ class _Run:
         )
         self.done, self.epoch, self.ndcg = 0, 0, 0.0
         self.best, self.best_epoch = -1.0, 0
-        self.average = self.copied()
-        self.best_weights = self.copied()
-
-    def copied(self) -> dict[str, Tensor]:
-        """Return a copy of the weights, sharded as they are."""
-        return {name: own.detach().clone() for name, own in self.teacher.named_parameters()}
-
-    def put(self, weights: dict[str, Tensor]) -> None:
-        """Set the weights."""
-        with torch.no_grad():
-            for name, own in self.teacher.named_parameters():
-                own.copy_(weights[name])
+        self.average = FadingWeights(self.teacher, config.averaging)
+        self.best_weights = copied(self.teacher)
 
     def unsharded(self) -> Teacher:
         """Return the best weights in a teacher of this process alone."""
@@ -226,7 +213,7 @@ class _Run:
             self._judge()
             if kept is not None:
                 kept.save()
-        self.put(self.best_weights)
+        put(self.teacher, self.best_weights)
         return {"epochs": float(self.epoch), "validation_ndcg@10": max(self.best, 0.0)}
 
     def _train_epoch(self, on_progress: Callable[[Progress], None]) -> None:
@@ -247,16 +234,14 @@ class _Run:
 
     def _judge(self) -> None:
         """Measure the average of the weights; training goes on from the weights themselves."""
-        own = self.copied()
-        self.put(self.average)
-        score = _scores(self.model, self.teacher, self.texts)
-        kept = score if self.config.repeats else of_new(score)
-        rank = next_item_ranks(kept, self.histories, self.validation)
-        self.ndcg = next_item_metrics(rank)["ndcg@10"]
-        if self.ndcg > self.best or not len(self.validation):  # nothing to stop by: the last
-            self.best, self.best_epoch = self.ndcg, self.epoch
-            self.best_weights = self.copied()
-        self.put(own)
+        with self.average.put():
+            score = _scores(self.model, self.teacher, self.texts)
+            kept = score if self.config.repeats else of_new(score)
+            rank = next_item_ranks(kept, self.histories, self.validation)
+            self.ndcg = next_item_metrics(rank)["ndcg@10"]
+            if self.ndcg > self.best or not len(self.validation):  # nothing to stop by: the last
+                self.best, self.best_epoch = self.ndcg, self.epoch
+                self.best_weights = copied(self.teacher)
 
     def _step(self, batch: Windows) -> float:
         group, config = self.group, self.config
@@ -274,15 +259,8 @@ class _Run:
         nn.utils.clip_grad_norm_(self.teacher.parameters(), _CLIP_NORM)
         self.optimizer.step()
         self.schedule.step()
-        self._follow()
+        self.average.follow(self.done)
         return group.total(loss)
-
-    def _follow(self) -> None:
-        """Move the average; early on it forgets fast, for it began at weights that know nothing."""
-        keep = min(self.config.averaging, (1 + self.done) / (10 + self.done))
-        with torch.no_grad():
-            for name, own in self.teacher.named_parameters():
-                self.average[name].mul_(keep).add_(own.detach(), alpha=1 - keep)
 
     def _examples(self, batch: Windows) -> _Examples:
         config, rng = self.config.teacher, self.rng

@@ -1,6 +1,10 @@
-"""Two-tower retrieval: the items that the student itself would score highest, of all.
+"""Retrieval by the student: the items that it would score highest of all, or that weights name.
 
-Reads   the student's vectors of users and of items.
+Reads   the student's vectors of users and of items, or its weights from item to item.
+
+Where orders are large and the order within them says little, a network that learns the next item
+finds less of a user's next order than a linear regression on all that users had (`models.linear`).
+Training measures which finds more; the student's file holds the weights where they do.
 """
 
 from collections.abc import Sequence
@@ -9,7 +13,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from models.batches import are_seen, firsts, padded
 from models.features import HISTORY
+from models.neighbour_source import NeighbourSource
 from models.neighbours import to_grid
 from models.sources import Query, Rows
 
@@ -18,7 +24,7 @@ _MOST_SEEN: Final = 300  # rows that a query has seen: 200 bought, and its histo
 
 
 class TowerSource:
-    """Items by the product of their vectors with the user's.
+    """Items by the product of their vectors with the user's, or by weights from the user's items.
 
     Parameters
     ----------
@@ -31,6 +37,8 @@ class TowerSource:
     limit, for what a user has met scores high and is left out. Those who have met more of it are
     searched for again, with room for all. Without a student there is nothing.
 
+    Where the student has weights, they are looked up and added as `NeighbourSource` does it.
+
     References
     ----------
     Yi et al., "Sampling-Bias-Corrected Neural Modeling", RecSys 2019.
@@ -40,9 +48,13 @@ class TowerSource:
 
     def __init__(self, limit: int = 100) -> None:
         self._limit = limit
+        self._weighed = NeighbourSource(limit)
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
-        """Return the rows of the largest products, of those that the user has not met."""
+        """Return the rows of the largest values, of those that the user has not met."""
+        linear = queries[0].items.linear
+        if linear is not None:
+            return self._weighed.propose([query._replace(items=linear) for query in queries])
         found = self._search(queries, range(len(queries)), HISTORY)
         short = [b for b, rows in found.items() if len(rows) < self._limit]
         found.update(self._search(queries, short, _MOST_SEEN))
@@ -58,8 +70,9 @@ class TowerSource:
             return {}
         directions = _directions(list(wanted.values()))
         hits = queries[0].items.tower.search(directions, self._limit + n_more)
-        pairs = zip(wanted, (hit.rows for hit in hits), strict=True)
-        return {b: rows[~queries[b].is_seen(rows)][: self._limit] for b, rows in pairs}
+        rows, _ = padded([hit.rows for hit in hits])
+        is_seen = are_seen([queries[b] for b in wanted], rows)
+        return dict(zip(wanted, firsts(rows, ~is_seen, self._limit), strict=True))
 
 
 def _directions(vectors: list[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -8,8 +8,9 @@ Time is cut twice: the model trains on targets before the first cut, stops by th
 between the cuts, and is measured once on the stretch after the second. Requests of the test
 see all events before them, as serving does; the weights do not.
 
-The stretch between the cuts also says what retrieves: the network, or factors alone where they
-find clearly more (`models.retrieval`). The scores are the network's in either case.
+The stretch between the cuts also says what retrieves: the network, or weights from item to item
+(`models.linear`) where they find clearly more (`models.retrieval`). The scores are the network's
+in either case.
 
 The same input, seed and thread count give the same file, byte for byte, on one machine.
 """
@@ -42,11 +43,14 @@ from models.dataset import (
 )
 from models.evaluate import next_item_metrics, next_item_ranks, of_new
 from models.export import export_student
+from models.fading_weights import FadingWeights, copied, put
 from models.features import scale_context
+from models.linear import item_weights
+from models.linear_weights import ItemWeights
 from models.optimization import optimization
-from models.retrieval import is_plain_better
+from models.retrieval import is_linear_better
 from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
-from models.student_start import SEEDED, factors_of, seed_factors, seed_popularity
+from models.student_start import SEEDED, factors_of, seed_factors, seed_popularity, wanted
 from models.text import encode_texts
 
 FULL_SOFTMAX_ONCE: Final = 10_000  # items
@@ -63,6 +67,7 @@ class TrainConfig:
     batch_size: int = 32  # windows of T targets
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
+    averaging: float = 0.98  # of the weights' average: what a step keeps of it; 0: no average
     validation: float = 0.1  # share of events
     test: float = 0.1  # share of events, the newest
     repeats: bool = True  # False: an item is had once, and what a user had is no wrong answer
@@ -95,7 +100,7 @@ class Fitted(NamedTuple):
 
     student: Student
     metrics: dict[str, float]
-    factors: NDArray[np.float32] | None  # shape (N, W); None where the network itself retrieves
+    linear: ItemWeights | None  # of the N items; None where the network itself retrieves
 
 
 class TrainResult(NamedTuple):
@@ -152,7 +157,7 @@ def train_student(
         on_progress=on_progress,
         teacher=teacher,
     )
-    model = export_student(fitted.student, item_ids, fitted.metrics, fitted.factors)
+    model = export_student(fitted.student, item_ids, fitted.metrics, fitted.linear)
     return TrainResult(path, write_model(path, model), fitted.metrics)
 
 
@@ -183,13 +188,15 @@ def fit_student(
             **_test_metrics(student, histories, texts, cuts, config),
         }
         network = catalogue_scores(student, texts)
-        plain, found = is_plain_better(network, seeds, histories, cuts, limit=config.max_requests)
+        weights = item_weights(*wanted(histories, cuts[0]), n_items, seed)
+        is_linear, found = is_linear_better(
+            network, weights, histories, cuts, limit=config.max_requests
+        )
         metrics.update(found)
-    factors = None
-    if plain:  # made anew of all that is known: nothing is measured by them any more
-        whole = factors_of(histories, n_items, config.student.width, None, seed)
-        factors = whole.astype(np.float32)
-    return Fitted(student, metrics, factors)
+    linear = None
+    if is_linear:  # made anew of all that is known: nothing is measured by them any more
+        linear = item_weights(*wanted(histories, None), n_items, seed)
+    return Fitted(student, metrics, linear)
 
 
 def recover_student(
@@ -245,26 +252,30 @@ class _Trainer:
         self.validation = targets_between(
             histories, *cuts, limit=config.max_requests, repeats=config.repeats
         )
+        self.done = 0
+        self.average = FadingWeights(student, config.averaging)
 
     def fit(self, on_progress: Callable[[Progress], None], teacher: Teacher | None) -> int:
         """Train to the best epoch; return how many epochs ran."""
-        best, best_state, best_epoch, done, ndcg = -1.0, None, 0, 0, 0.0
+        best, best_weights, best_epoch, ndcg = -1.0, None, 0, 0.0
         for epoch in range(1, self.config.epochs + 1):
             self.student.train()
             for batch in self._batches():
                 loss = self._step(batch, teacher(batch) if teacher else None)
-                done += 1
-                on_progress(Progress(min(done, self.total), self.total, epoch, loss, ndcg))
-            if done == 0:
+                self.average.follow(self.done)
+                self.done += 1
+                at = min(self.done, self.total)
+                on_progress(Progress(at, self.total, epoch, loss, ndcg))
+            if self.done == 0:
                 raise ValueError("no events before the validation's start: nothing to train on")
-            ndcg = self._validation_ndcg()
-            if ndcg > best or not len(self.validation):  # nothing to stop by: keep the last
-                best, best_epoch = ndcg, epoch
-                best_state = {k: v.clone() for k, v in self.student.state_dict().items()}
+            with self.average.put():
+                ndcg = self._validation_ndcg()
+                if ndcg > best or not len(self.validation):  # nothing to stop by: keep the last
+                    best, best_epoch, best_weights = ndcg, epoch, copied(self.student)
             if epoch - best_epoch >= self.config.patience:
                 break
-        if best_state is not None:
-            self.student.load_state_dict(best_state)
+        if best_weights is not None:
+            put(self.student, best_weights)
         return epoch
 
     def _batches(self) -> Iterator[Windows]:

@@ -65,7 +65,10 @@ def opened(target: str, settings: dict[str, Any]) -> Iterator[Log]:
     mlflow.set_experiment(_EXPERIMENT)
     with mlflow.start_run():
         mlflow.log_params(settings)
-        yield lambda at: _each(at, mlflow.log_metric)
+        # MLflow takes no @ in a name.
+        yield lambda at: _each(
+            at, lambda name, value, step: mlflow.log_metric(name.replace("@", "_at_"), value, step)
+        )
 
 
 def _each(at: Progress, write: Callable[[str, float, int], object]) -> None:

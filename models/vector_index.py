@@ -123,7 +123,7 @@ class VectorIndex:
         self._n = 0
         self._rows: NDArray[np.int32] = np.zeros(64, np.int32)  # by place
         self._places: NDArray[np.int32] = np.zeros(64, np.int32)  # by row: place + 1, 0 for none
-        self._matrix: Floats | None = None  # by place, while there are few
+        self._matrix: Floats | None = None  # (D, n) by place, while there are few
         self._codes: _Codes | None = None
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class VectorIndex:
         for row in rows[self.holds(rows)].tolist():
             place, last = int(self._places[row]) - 1, self._n - 1
             if self._matrix is not None:
-                self._matrix[place] = self._matrix[last]
+                self._matrix[:, place] = self._matrix[:, last]
             if self._codes is not None:
                 self._codes.drop(place)
             self._rows[place] = moved = self._rows[last]
@@ -202,7 +202,7 @@ class VectorIndex:
         places = self._places[rows] - 1
         vectors = self.vectors(rows)
         if self._matrix is not None:
-            self._matrix[places] = vectors
+            self._matrix[:, places] = vectors.T
         if self._codes is not None:
             self._codes.change(places, vectors)
 
@@ -221,8 +221,9 @@ class VectorIndex:
 
     def _all_products(self, queries: Floats, limit: int) -> list[Hits]:
         if self._matrix is None:
-            self._matrix = self.vectors(self._rows[: self._n].astype(np.int64))
-        scores = queries @ self._matrix[: self._n].T  # (B, n), exact
+            vectors = self.vectors(self._rows[: self._n].astype(np.int64))
+            self._matrix = np.ascontiguousarray(vectors.T)
+        scores = queries @ self._matrix[:, : self._n]  # (B, n), exact
         rows = self._rows[: self._n].astype(np.int64)
         if self._n <= _EVERY * limit:
             return self._best(np.broadcast_to(rows, scores.shape), scores, limit)

@@ -17,8 +17,7 @@ age that held when it was sent.
 A push that never reached anybody (token_invalid, expired) teaches nothing: no reward, or back to
 0 if the window had closed before that was known.
 
-What time will do follows from a user's state alone; two times of it are armed, the first of the
-pushes and of the idle user, and stand in the head of the bytes, so that a restart decodes nothing.
+What time will do follows from a user's state alone (`operators.attribution_timers`).
 """
 
 from collections import Counter
@@ -26,26 +25,21 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.arms import LIMIT, D, design
+from models.arms import D
 from models.delay import add_delay, mean_delay_ms
 from operators.attribution_state import (
     NO_USER,
-    STATE_VERSION,
     AttributionState,
+    MismatchedError,
     Pending,
-    decode_state,
+    pending_of,
 )
+from operators.attribution_timers import AttributionTimers, is_armed
 from operators.hops import ItemSignal, Reward, learner_shard
-from operators.messages import NONE_ARM, Decision, Feedback
-from operators.packed import Armed, armed_of
-from operators.rewards import OUTCOMES, RewardRules
-from operators.timers import PartitionTimers, load_timers
+from operators.messages import Decision, Feedback
+from operators.rewards import OUTCOMES, UNDELIVERED, RewardRules
 
-UNDELIVERED: Final = frozenset(("token_invalid", "expired"))
-# A deadline further off is taken as this: FCM keeps a message 4 weeks, and a week more.
-MAX_WINDOW_MS: Final = 35 * 86_400_000
 Output = Reward | ItemSignal
 
 
@@ -101,7 +95,7 @@ class Attribution:
     --------
     >>> from models.arms import N_ARM, N_POLICY_CONTEXT
     >>> import msgspec
-    >>> from operators.attribution_state import encode_state, new_state
+    >>> from operators.attribution_state import decode_state, encode_state, new_state
     >>> from operators.shards import DictShard
     >>> shard = DictShard("07", encode=encode_state, decode=decode_state, new=new_state)
     >>> rules = RewardRules(opened=1.0, clicked=0.5, converted=1.0, dismissed=-0.3,
@@ -149,18 +143,14 @@ class Attribution:
         self._rules = rules
         self._estimates_delays = estimates_delays
         self._separate_arms = separate_arms
-        self._window_ms = rules.window_ms
-        self._idle_after_ms = idle_after_ms
-        self._buyer_idle_after_ms = buyer_idle_after_ms
         self._feature_spec, self._n_columns = feature_spec, n_columns
         self.counts: Counter[str] = Counter()
-        self._timers = load_timers(states.scan_raw(), STATE_VERSION, self._older_timers)
-
-    def _older_timers(self, packed: bytes) -> Armed:
-        if packed[0] == 2:  # the first version with a head
-            return armed_of(packed)
-        state = decode_state(packed)
-        return Armed(self._soon_ms(state), self._later_ms(state), state.partition)
+        self._timers = AttributionTimers(
+            states.scan_raw(),
+            rules,
+            idle_after_ms=idle_after_ms,
+            buyer_idle_after_ms=buyer_idle_after_ms,
+        )
 
     def interaction(self, user_id: str, partition: int, time_ms: int) -> AttributionState:
         """Return the user's state for an event at `time_ms`, to be changed in place.
@@ -172,23 +162,27 @@ class Attribution:
         state.last_ms = max(state.last_ms, time_ms)
         if not state.has_idle_timer:
             state.has_idle_timer = True
-            self._arm(user_id, state)
+            self._timers.arm(user_id, state)
         return state
 
     def on_decision(self, decision: Decision, partition: int, watermark_ms: int) -> list[Output]:
         """Take a decision; only a push that was sent can earn a reward."""
-        pending = self._pending_of(decision)
+        try:
+            pending = pending_of(decision, self._feature_spec, separate_arms=self._separate_arms)
+        except MismatchedError:
+            return self._ignore("mismatched")
         if pending is None:
             return []
+        pending.silence_ms = self._silence_ms(pending)
         decision_id, user_id = decision.decision_id, decision.user_id
-        if self._ends_ms(pending) <= watermark_ms:
+        if self._timers.ends_ms(pending) <= watermark_ms:
             return self._ignore("stale")
         state = self._state(user_id, partition)
         if decision_id in state.pending:
             return self._ignore("duplicate")
         out = self._make_room(state, partition)
         state.pending[decision_id] = pending
-        self._arm_soon(user_id, state, self._due_of(pending))
+        self._timers.arm_soon(user_id, state, self._timers.due_of(pending))
         out.append(self._signal(state, pending, "push", decision.decided_at))
         # In order of event time, so that the order of arrival leaves no trace.
         early = state.early.pop(decision_id, [])
@@ -209,7 +203,7 @@ class Attribution:
     def advance(self, partition: int, watermark_ms: int) -> list[Output]:
         """Fire the partition's timers up to its watermark, in order of event time."""
         out: list[Output] = []
-        timers = self._timers_of(partition)
+        timers = self._timers.of(partition)
         while timers.first_ms <= watermark_ms:
             due_ms, user_id = timers.pop()
             out += self._fire(user_id, due_ms, partition)
@@ -218,38 +212,7 @@ class Attribution:
     def forget(self, user_id: str) -> None:
         """Erase a user; what they taught the learner before stays, as sums over all users."""
         self._states.delete(user_id)
-        for timers in self._timers.values():
-            timers.drop(user_id)
-
-    def _pending_of(self, decision: Decision) -> Pending | None:
-        learning = decision.learning
-        if decision.outcome != "send" or decision.delivery.dry_run:
-            return None
-        if not 0 <= learning.chosen < len(learning.action_set):
-            self.counts["mismatched"] += 1
-            return None
-        action = learning.action_set[learning.chosen]
-        if action.item_id == NONE_ARM:
-            return None
-        x = _row(learning.context, action.features)
-        if x is None or self._feature_spec not in ("", learning.feature_spec):
-            self.counts["mismatched"] += 1
-            return None
-        decided_ms = decision.decided_at
-        deadline_ms = min(learning.reward_deadline, decided_ms + MAX_WINDOW_MS)
-        pending = Pending(
-            action.item_id,
-            deadline_ms,
-            x.tobytes(),
-            decided_ms=decided_ms,
-            channel=decision.delivery.channel,
-            campaign_id=learning.campaign_id,
-            trigger=decision.trigger.type,
-            rewards=learning.rewards,
-            arm=learning.arm if self._separate_arms else "",
-        )
-        pending.silence_ms = self._silence_ms(pending)
-        return pending
+        self._timers.drop(user_id)
 
     def _silence_ms(self, pending: Pending) -> int:
         """Return when silence is to be learned, 0: when the window closes."""
@@ -257,7 +220,7 @@ class Attribution:
         delay_ms = mean_delay_ms(known.delays, pending.channel) if known is not None else None
         if delay_ms is None:
             return 0
-        return min(self._sent_ms(pending) + delay_ms, pending.deadline_ms)
+        return min(self._timers.sent_ms(pending) + delay_ms, pending.deadline_ms)
 
     def _make_room(self, state: AttributionState, partition: int) -> list[Output]:
         """Settle the oldest push of a user who has too many, as if its window closed now."""
@@ -271,7 +234,7 @@ class Attribution:
 
     def _wait(self, feedback: Feedback, partition: int, watermark_ms: int) -> list[Output]:
         """Keep feedback until its decision comes, for one window at most."""
-        due_ms = feedback.time_ms + self._window_ms
+        due_ms = self._timers.gives_up_ms(feedback)
         if due_ms <= watermark_ms:
             return self._ignore("orphan")
         state = self._state(feedback.user_id, partition)
@@ -279,7 +242,7 @@ class Attribution:
         if any(_is_repeat(feedback, f.type, f.feedback_id) for f in waiting):
             return self._ignore("duplicate")
         waiting.append(feedback)
-        self._arm_soon(feedback.user_id, state, due_ms)
+        self._timers.arm_soon(feedback.user_id, state, due_ms)
         if len(state.early) > self.MAX_EARLY:
             first = next(iter(state.early))
             self.counts["orphan"] += len(state.early.pop(first))
@@ -289,7 +252,7 @@ class Attribution:
         self, state: AttributionState, pending: Pending, feedback: Feedback, partition: int
     ) -> list[Output]:
         credit_ms = self._rules.credit_of(feedback.type, pending.rewards)
-        if feedback.time_ms >= self._sent_ms(pending) + credit_ms:
+        if feedback.time_ms >= self._timers.sent_ms(pending) + credit_ms:
             return self._ignore("orphan")
         seen = zip(pending.types, pending.feedback_ids, strict=True)
         if any(_is_repeat(feedback, kind, feedback_id) for kind, feedback_id in seen):
@@ -325,7 +288,7 @@ class Attribution:
             reward,
             is_correction,
             time_ms,
-            decided_ms=pending.decided_ms or self._sent_ms(pending),
+            decided_ms=pending.decided_ms or self._timers.sent_ms(pending),
             campaign_id=pending.campaign_id,
             trigger=pending.trigger,
         )
@@ -345,29 +308,27 @@ class Attribution:
         known = self._states.peek(user_id)
         if known is None or known.partition != partition:
             return []
-        if _is_armed(known) and due_ms not in (known.soon_ms, known.later_ms):
+        if is_armed(known) and due_ms not in (known.soon_ms, known.later_ms):
             return []  # overtaken
         state = self._states.get(user_id)
         out = self._close_windows(state, due_ms, partition)
         self._forget_pushes(state, due_ms)
         self._give_up(state, due_ms)
-        if 0 < self._later_ms(state) <= due_ms:
+        if 0 < self._timers.idle_ms(state) <= due_ms:
             state.has_idle_timer = False
             state.recent.clear()
             state.bought.clear()
             state.seen.clear()
         if state.pending or state.early or state.has_idle_timer:
-            state.soon_ms = state.soon_ms if state.soon_ms > due_ms else 0
-            state.later_ms = state.later_ms if state.later_ms > due_ms else 0
-            self._arm(user_id, state)
+            self._timers.arm_beyond(user_id, state, due_ms)
         else:
             self._states.delete(user_id)
         return out
 
     def _close_windows(self, state: AttributionState, due_ms: int, partition: int) -> list[Output]:
         out: list[Output] = []
-        pending = state.pending
-        waiting = [(self._due_of(push), key) for key, push in pending.items() if not push.is_closed]
+        pending, due_of = state.pending, self._timers.due_of
+        waiting = [(due_of(push), key) for key, push in pending.items() if not push.is_closed]
         for silence_ms, key in sorted(waiting):
             if silence_ms <= due_ms:
                 pending[key].is_closed = True
@@ -381,64 +342,25 @@ class Attribution:
     def _note_delay(self, push: Pending) -> None:
         """Learn from a push whose window has closed how long its response took."""
         if self._estimates_delays and 0 < push.first_ms < push.deadline_ms:
-            delay_ms = max(push.first_ms - self._sent_ms(push), 0)
+            delay_ms = max(push.first_ms - self._timers.sent_ms(push), 0)
             add_delay(self._states.get(NO_USER).delays, push.channel, delay_ms)
 
     def _forget_pushes(self, state: AttributionState, due_ms: int) -> None:
         """Drop pushes that take no more corrections."""
-        over = [key for key, push in state.pending.items() if self._due_of(push) <= due_ms]
+        over = [key for key, push in state.pending.items() if self._timers.due_of(push) <= due_ms]
         for key in over:
             del state.pending[key]
 
     def _give_up(self, state: AttributionState, due_ms: int) -> None:
         """Drop feedback whose decision did not come within the window."""
-        horizon_ms = due_ms - self._window_ms
+        gives_up_ms = self._timers.gives_up_ms
         for key, waiting in list(state.early.items()):
-            kept = [feedback for feedback in waiting if feedback.time_ms > horizon_ms]
+            kept = [feedback for feedback in waiting if gives_up_ms(feedback) > due_ms]
             if len(kept) < len(waiting):
                 self.counts["orphan"] += len(waiting) - len(kept)
                 del state.early[key]
                 if kept:
                     state.early[key] = kept
-
-    def _due_of(self, pending: Pending) -> int:
-        """Return when time next does something to a push: silence, the window, its end."""
-        if not pending.is_closed:
-            return pending.silence_ms or pending.deadline_ms
-        return self._ends_ms(pending) if pending.is_matured else pending.deadline_ms
-
-    def _sent_ms(self, pending: Pending) -> int:
-        return pending.deadline_ms - self._rules.window_of(pending.rewards)
-
-    def _ends_ms(self, pending: Pending) -> int:
-        """Return when no outcome counts any more."""
-        return self._sent_ms(pending) + self._rules.longest_ms(pending.rewards)
-
-    def _soon_ms(self, state: AttributionState) -> int:
-        """Return when time next does something to a push or to early feedback; 0: never."""
-        dues = [self._due_of(push) for push in state.pending.values()]
-        for waiting in state.early.values():
-            dues += [feedback.time_ms + self._window_ms for feedback in waiting]
-        return min(dues, default=0)
-
-    def _later_ms(self, state: AttributionState) -> int:
-        if not state.has_idle_timer:
-            return 0
-        is_buyer = bool(state.bought)
-        return state.last_ms + (self._buyer_idle_after_ms if is_buyer else self._idle_after_ms)
-
-    def _arm(self, user_id: str, state: AttributionState) -> None:
-        """Arm what follows from the state and is not armed."""
-        if soon_ms := self._soon_ms(state):
-            self._arm_soon(user_id, state, soon_ms)
-        if not state.later_ms and (later_ms := self._later_ms(state)):
-            state.later_ms = later_ms
-            self._timers_of(state.partition).put(later_ms, user_id)
-
-    def _arm_soon(self, user_id: str, state: AttributionState, due_ms: int) -> None:
-        if not state.soon_ms or due_ms < state.soon_ms:
-            state.soon_ms = due_ms
-            self._timers_of(state.partition).put(due_ms, user_id)
 
     def _signal(
         self, state: AttributionState, pending: Pending, kind: str, time_ms: int
@@ -450,33 +372,13 @@ class Attribution:
         if state.partition != partition:  # new, or the topic has grown and the user moved
             state.partition = partition
             state.soon_ms = state.later_ms = 0
-        if not _is_armed(state):  # for these, and for one that version 1 wrote
-            self._arm(user_id, state)
+        if not is_armed(state):  # for these, and for one that version 1 wrote
+            self._timers.arm(user_id, state)
         return state
-
-    def _timers_of(self, partition: int) -> PartitionTimers:
-        timers = self._timers.get(partition)
-        if timers is None:
-            timers = self._timers[partition] = PartitionTimers()
-        return timers
 
     def _ignore(self, reason: str) -> list[Output]:
         self.counts[reason] += 1
         return []
-
-
-def _is_armed(state: AttributionState) -> bool:
-    return bool(state.soon_ms or state.later_ms)
-
-
-def _row(context: list[float], features: list[float]) -> NDArray[np.float64] | None:
-    """Return the row to learn, (D,), or None for columns that ours cannot be."""
-    try:
-        x: NDArray[np.float64] = design(context, [features])[0]
-    except ValueError:
-        return None
-    # No column of ours leaves LIMIT, no cross its square; a larger one would own the sums.
-    return x if np.abs(x).max() <= LIMIT * LIMIT else None
 
 
 def _is_repeat(feedback: Feedback, kind: str, feedback_id: str) -> bool:

@@ -1,17 +1,23 @@
 """Attribution's state: what `learn` keeps of one user, and its bytes.
 
+Reads   a `Decision`, for what is kept of a push.
 Owns    the fields and their order, the versions of the bytes, and the bounds of every list.
 """
 
 from typing import Final
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from operators.messages import CampaignRewards, Feedback
+from models.arms import LIMIT, design
+from operators.messages import NONE_ARM, CampaignRewards, Decision, Feedback
 from operators.packed import HEAD_BYTES, Armed, Versions, head
 
 # 1 had no head, and its timers were all made anew; 2 did not know what its user had bought.
 STATE_VERSION: Final = 3
+# A deadline further off is taken as this: FCM keeps a message 4 weeks, and a week more.
+MAX_WINDOW_MS: Final = 35 * 86_400_000
 NO_USER: Final = ""  # its key holds what is known of the shard's users together
 
 
@@ -36,6 +42,62 @@ class Pending(msgspec.Struct, array_like=True):
     trigger: str = ""  # its type
     rewards: CampaignRewards | None = None  # in place of the settings'
     arm: str = ""  # that learns from it alone; "": all do
+
+
+class MismatchedError(ValueError):
+    """A decision by columns that are not ours, or by none of its actions."""
+
+
+def pending_of(
+    decision: Decision, feature_spec: str = "", *, separate_arms: bool = False
+) -> Pending | None:
+    """Return what is kept of a decision's push, or None if it sent nothing.
+
+    Parameters
+    ----------
+    feature_spec
+        That the decision must have been made by; "" checks sizes alone.
+    separate_arms
+        Note the experiment arm, for only that one to learn from it.
+
+    Raises
+    ------
+    MismatchedError
+        For a push that nothing can be learned from.
+    """
+    learning = decision.learning
+    if decision.outcome != "send" or decision.delivery.dry_run:
+        return None
+    if not 0 <= learning.chosen < len(learning.action_set):
+        raise MismatchedError(f"action {learning.chosen} of {len(learning.action_set)}")
+    action = learning.action_set[learning.chosen]
+    if action.item_id == NONE_ARM:
+        return None
+    if feature_spec not in ("", learning.feature_spec):
+        raise MismatchedError(f"columns of {learning.feature_spec}, not of {feature_spec}")
+    return Pending(
+        action.item_id,
+        min(learning.reward_deadline, decision.decided_at + MAX_WINDOW_MS),
+        _row(learning.context, action.features),
+        decided_ms=decision.decided_at,
+        channel=decision.delivery.channel,
+        campaign_id=learning.campaign_id,
+        trigger=decision.trigger.type,
+        rewards=learning.rewards,
+        arm=learning.arm if separate_arms else "",
+    )
+
+
+def _row(context: list[float], features: list[float]) -> bytes:
+    """Return the row to learn, float64 (D,)."""
+    try:
+        x: NDArray[np.float64] = design(context, [features])[0]
+    except ValueError as error:
+        raise MismatchedError(str(error)) from error
+    # No column of ours leaves LIMIT, no cross its square; a larger one would own the sums.
+    if not np.abs(x).max() <= LIMIT * LIMIT:
+        raise MismatchedError("a column beyond the bounds of ours")
+    return x.tobytes()
 
 
 class AttributionState(msgspec.Struct, array_like=True):

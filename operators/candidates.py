@@ -21,6 +21,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from models.arms import SOURCES
+from models.batches import keep_freed_memory
 from models.campaign_source import CampaignSource
 from models.changed_source import ChangedSource
 from models.codes import Codes
@@ -29,11 +30,11 @@ from models.features import CANDIDATES, EVENT_CODE, EVENT_TYPES, HISTORY
 from models.intent_source import IntentSource
 from models.item_rows import ItemRows
 from models.merging import RRF, Merger
+from models.neighbour_source import NeighbourSource
 from models.repeat_source import RepeatSource
 from models.sources import (
     WEIGHT_UNIT,
     ContentSource,
-    NeighbourSource,
     Query,
     Rows,
     Source,
@@ -177,6 +178,7 @@ class CandidateGenerator:
         depths: Mapping[str, int] = DEPTHS,
         explore_share: float = 0.0,
     ) -> None:
+        keep_freed_memory()
         self._items = items
         self._weights = dict(weights)
         self._limit = limit
@@ -236,9 +238,8 @@ class CandidateGenerator:
             if self._explore_share:
                 seeds = [query.seed for query in queries]
                 places = explored_places(seeds, self._explore_share, self._limit)
-                for b, rows in enumerate(self._explore.propose(queries)):
-                    mixed = self._merger.exploring(self._items, merged[b], rows, places[b])
-                    merged[b] = mixed
+                more = self._explore.propose(queries)
+                merged = self._merger.exploring(self._items, merged, more, places)
         return [Found(query, *one) for query, one in zip(queries, merged, strict=True)]
 
     def generate(self, trigger: Trigger) -> list[Candidate]:
@@ -331,12 +332,16 @@ def _query(
 
 def _bought(rows: list[int], trigger: Trigger) -> list[tuple[int, int]]:
     """Return the row and the age in seconds of each purchase whose time is known, newest first."""
+    if not rows:
+        return []
     pairs = zip(reversed(rows), reversed(trigger.bought_s), _bought_ages(trigger), strict=False)
     return [(row, age_s) for row, at_s, age_s in pairs if row and at_s]
 
 
 def _bought_ages(trigger: Trigger) -> list[int]:
     """Return the purchases' ages, newest first, seconds; all of them old where none is known."""
+    if not trigger.bought:
+        return []
     now_s = trigger.time_ms // 1_000
     times = trigger.bought_s or [0] * len(trigger.bought)
     return [max(now_s - at_s, 0) for at_s in reversed(times)]

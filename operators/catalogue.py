@@ -324,7 +324,7 @@ class Catalogue(ItemRows):
     def _student_vectors(self, rows: Rows) -> NDArray[np.float32]:
         table = self.item_table
         # In place: a batch asks for half a million columns.
-        vectors = widened(table[rows])
+        vectors = widened(table.take(rows, axis=0))
         vectors *= np.float32(_TYPICAL / self._length * GRID)
         np.rint(vectors, out=vectors)
         # No column is longer than what keeps the whole vector within 1.

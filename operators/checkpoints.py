@@ -41,10 +41,15 @@ def rows(checkpoint: Path, shard: str) -> Iterator[tuple[str, bytes]]:
     CheckpointError
         When something in it cannot be read.
     """
-    prefix, end = f"{shard}|".encode(), f"{shard}}}".encode()  # "}" is the byte after "|"
+    prefix, end = key_range(shard)
     with _opened(checkpoint) as database:
         for key, value in scan(database, prefix, end):
             yield key[len(prefix) :].decode(), value
+
+
+def key_range(shard: str) -> tuple[bytes, bytes]:
+    """Return the first key that a shard may have, and the first after its last."""
+    return f"{shard}|".encode(), f"{shard}}}".encode()  # "}" is the byte after "|"
 
 
 def scan(database: Any, begin: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:

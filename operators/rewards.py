@@ -15,6 +15,8 @@ from operators.messages import CampaignRewards
 
 # In this order they are added up: that of arrival must not reach the last bits of the sum.
 OUTCOMES: Final = ("opened", "clicked", "converted", "dismissed", "opted_out")
+# Feedback that says that nobody saw the push: it teaches nothing.
+UNDELIVERED: Final = frozenset(("token_invalid", "expired"))
 _NOTHING: Final = CampaignRewards()
 
 

@@ -2,55 +2,36 @@
 
 Reads   the `SnapshotRef`s that Bytewax hands back when it resumes.
 Emits   one `SnapshotRef` for each shard of an epoch.
-Owns    the database: what is in memory, what is written, and what a checkpoint holds.
+Owns    what is in memory, what of it is written and when, and what an epoch's close names.
 
 The one idea: state lives in RocksDB, a snapshot only *names* a checkpoint of it. An epoch then
 costs what changed in it, not what is held, and state may outgrow memory. One store serves all
 shards of one step on one worker thread; a key is stored as `shard|key`, so that a shard is one
-range of keys and can move to another worker. `operators.lineage` says where checkpoints lie and
-when they may go.
+range of keys and can move to another worker. `operators.live_database` makes the database of
+checkpoints and saves it as such; `operators.lineage` says where they lie and when they may go.
 
-Where the rules look odd:
-
-- Bytewax passes no epoch number. It calls `snapshot` for all shards awake in an epoch in one
-  unbroken block, so the first call after any `touch` closes the epoch, and the others name the
-  same checkpoint. This is why the blocks of two threads must not meet in one store.
-- No write-ahead log: a checkpoint flushes, and nothing but checkpoints is ever resumed from.
+Bytewax passes no epoch number. It calls `snapshot` for all shards awake in an epoch in one
+unbroken block, so the first call after any `touch` closes the epoch, and the others name the same
+checkpoint. This is why the blocks of two threads must not meet in one store.
 """
 
-import os
-import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from math import inf
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from rocksdict import (
-    AccessType,
-    BlockBasedOptions,
-    Cache,
-    Checkpoint,
-    DBCompressionType,
-    Options,
-    Rdict,
-    WriteBatch,
-    WriteOptions,
-)
+from rocksdict import WriteBatch
 
-from operators.checkpoints import CorruptionError, scan
+from operators.checkpoints import key_range, scan
 from operators.lineage import Lineage
+from operators.live_database import LiveDatabase
 from operators.shards import SnapshotRef
 
 S = TypeVar("S")
 """The state of one key."""
 
-_COPY_ROWS: Final = 4_096  # rows copied in one write: about 1 MiB at 288 bytes a row
-_MAX_LOG_BYTES: Final = 1 << 20  # RocksDB's own text log; two files are kept
 _SLACK: Final = 1.25  # times the capacity: evictions are rare, and their scan is paid for
-_FILES_TO_MERGE: Final = 8  # RocksDB's own default is 4
-_BLOOM_BITS: Final = 10  # per key, 1% false positives: most misses are users never seen
 
 
 class StateStore(Generic[S]):
@@ -112,7 +93,7 @@ class StateStore(Generic[S]):
 
     Examples
     --------
-    >>> import tempfile
+    >>> import shutil, tempfile
     >>> root = Path(tempfile.mkdtemp())
     >>> def store(run_id):
     ...     return StateStore(root, "users", encode=lambda s: str(s[0]).encode(),
@@ -165,15 +146,15 @@ class StateStore(Generic[S]):
         self._lineage = Lineage(
             root, name, run_id, n_workers, owner=owner, retain=retain, fault=self._fault
         )
-        self._options = _rocksdb_options(block_cache_bytes, write_buffer_bytes)
+        self._live = LiveDatabase(
+            self._lineage, block_cache_bytes, write_buffer_bytes, fault=self._fault
+        )
         self._db: Any = None  # opened by the first touch or read, when most shards are known
-        self._is_closed = False
-        self._base: SnapshotRef | None = None  # the newest checkpoint `live` was linked from
 
         self._shards: dict[str, Shard[S]] = {}
         self._names: dict[str, SnapshotRef] = {}  # what each shard's last snapshot said
         self._is_epoch_open = False  # touched since the last snapshot
-        self._is_dirty = False  # `live` differs from the newest checkpoint
+        self._is_dirty = False  # the database differs from the newest checkpoint
         self._n_written = 0  # keys written since the newest checkpoint
 
         self._hot: dict[str, S] = {}  # by stored key, least recently written first
@@ -208,87 +189,25 @@ class StateStore(Generic[S]):
 
     def close(self) -> None:
         """Close the database. What no snapshot has named is lost, as in a crash."""
-        self._is_closed = True
         self._hot.clear()
-        if self._db is not None:
-            self._db.close()
-            self._db = None
-            shutil.rmtree(self._lineage.path / "live", ignore_errors=True)
+        self._db = None
+        self._live.close()
 
     @property
     def n_hot(self) -> int:
         """Decoded states now in memory."""
         return len(self._hot)
 
-    # Opening: link the checkpoint that most shards come from, copy in the other shards.
-
     def _open(self) -> Any:
-        if self._db is not None:
-            return self._db
-        if self._is_closed:
-            raise RuntimeError("the store is closed")
-        by_lineage: dict[str, list[SnapshotRef]] = defaultdict(list)
-        for ref in self._names.values():
-            by_lineage[ref.lineage].append(ref)
-        live = self._lineage.path / "live"
-        live.mkdir()
-        if by_lineage:
-            most = max(by_lineage.values(), key=len)
-            # The newest of them holds the others too: who named an older one has not changed.
-            self._base = max(most, key=lambda ref: ref.number)
-            _link_files(self._lineage.checkpoint(self._base), live)
-        # Only an empty directory may become a database: a torn one must not become empty.
-        self._options.create_if_missing(not by_lineage)
-        try:
-            self._db = Rdict(str(live), self._options)
-        except Exception as error:  # rocksdict raises nothing narrower
-            shutil.rmtree(live)
-            if self._base is None:  # then no checkpoint is to blame
-                raise
-            raise self._lineage.torn(self._base, error) from error
-        no_log = WriteOptions()
-        no_log.disable_wal = True
-        self._db.set_write_options(no_log)
-        self._fault("linked")
-        for shard in sorted(self._shards):
-            self._adopt(shard)
+        if self._db is None:
+            self._db = self._live.open(self._names.values())
+            for shard in sorted(self._shards):
+                self._adopt(shard)
         return self._db
 
     def _adopt(self, shard: str) -> None:
-        """Make `live` hold `shard` just as its name says, whatever came with the links."""
-        ref, base = self._names.get(shard), self._base
-        if ref and base and ref.lineage == base.lineage and ref.number <= base.number:
-            return
-        begin, end = _key_range(shard)
-        if next(scan(self._db, begin, end), None) is not None:
-            self._db.delete_range(begin, end)
+        if self._live.adopt(shard, self._names.get(shard)):
             self._is_dirty = self._is_epoch_open = True
-        if ref is not None:
-            self._copy_in(ref)
-            self._is_dirty = self._is_epoch_open = True
-        self._fault("adopted")
-
-    def _copy_in(self, ref: SnapshotRef) -> None:
-        path = self._lineage.checkpoint(ref)
-        self._options.create_if_missing(False)
-        try:
-            source = Rdict(str(path), self._options, access_type=AccessType.read_only(False))
-        except Exception as error:  # rocksdict raises nothing narrower
-            raise self._lineage.torn(ref, error) from error
-        try:
-            self._copy_rows(source, *_key_range(ref.shard))
-        except CorruptionError as error:
-            raise self._lineage.torn(ref, error) from error
-        finally:
-            source.close()
-
-    def _copy_rows(self, source: Any, begin: bytes, end: bytes) -> None:
-        rows = scan(source, begin, end)
-        while chunk := list(islice(rows, _COPY_ROWS)):
-            batch = WriteBatch(raw_mode=True)
-            for key, value in chunk:
-                batch.put(key, value)
-            self._db.write(batch)
 
     # Between snapshots.
 
@@ -296,8 +215,8 @@ class StateStore(Generic[S]):
         self._open()
         self._is_epoch_open = True
         if len(self._hot) + self._n_deleted > _SLACK * self._hot_capacity:
-            # Only here, where no logic holds a state it is still changing. `live` may run ahead
-            # of the epoch, for a resume never reads it.
+            # Only here, where no logic holds a state it is still changing. The database may run
+            # ahead of the epoch, for a resume never reads it.
             self._write_back()
             self._evict()
             self._fault("spilled")
@@ -379,12 +298,7 @@ class StateStore(Generic[S]):
 
     def _save(self) -> None:
         with self._lineage.owned():
-            # A checkpoint flushes too, but holds Python's lock meanwhile: the writers' threads
-            # would stand still with us.
-            self._db.flush()
-            # RocksDB writes beside, syncs and renames; the rename is the lineage's to sync.
-            checkpoint = Checkpoint(self._db)
-            self._lineage.add(self._shards, lambda path: checkpoint.create_checkpoint(str(path)))
+            self._live.save(self._shards)
         self._is_dirty = False
 
 
@@ -463,40 +377,9 @@ class Shard(Generic[S]):
         """Yield all keys in order with their states as `encode` gave them."""
         self._store._write([self])  # one place to read from, and one order
         skip = len(self._prefix.encode())
-        for stored_key, value in scan(self._store._open(), *_key_range(self.name)):
+        for stored_key, value in scan(self._store._open(), *key_range(self.name)):
             yield stored_key[skip:].decode(), value
 
     def snapshot(self) -> SnapshotRef:
         """Name the shard's state as of now; the first call after any `touch` saves all shards."""
         return self._store._snapshot(self.name)
-
-
-def _rocksdb_options(block_cache_bytes: int, write_buffer_bytes: int) -> Any:
-    table = BlockBasedOptions()
-    table.set_block_cache(Cache(block_cache_bytes))
-    table.set_bloom_filter(_BLOOM_BITS, False)
-    # Else indexes and filters stay outside the bound, and grow with the state.
-    table.set_cache_index_and_filter_blocks(True)
-    options = Options(raw_mode=True)
-    options.set_block_based_table_factory(table)
-    options.set_write_buffer_size(write_buffer_bytes)
-    options.set_max_write_buffer_number(2)
-    # An epoch leaves two files, and merging files takes a core from the flow: half as often.
-    options.set_level_zero_file_num_compaction_trigger(_FILES_TO_MERGE)
-    options.set_compression_type(DBCompressionType.lz4())
-    options.set_keep_log_file_num(2)
-    options.set_max_log_file_size(_MAX_LOG_BYTES)
-    return options
-
-
-def _key_range(shard: str) -> tuple[bytes, bytes]:
-    return f"{shard}|".encode(), f"{shard}}}".encode()  # "}" is the byte after "|"
-
-
-def _link_files(checkpoint: Path, live: Path) -> None:
-    """Make `live` a database as of `checkpoint`: table files never change, the others do."""
-    for file in checkpoint.iterdir():
-        if file.suffix == ".sst":
-            os.link(file, live / file.name)
-        else:
-            shutil.copy(file, live / file.name)

@@ -235,7 +235,7 @@ class Shop:
             writer.send(kafka.topic("push.items.v1"), item.item_id, encode(item))
         writer.flush()
         self._folder = folder
-        self._environment = {
+        self.environment = {
             "PUSHFLOW_KAFKA__BOOTSTRAP_SERVERS": bootstrap,
             "PUSHFLOW_KAFKA__TOPIC_PREFIX": prefix,
             "PUSHFLOW_MODELS__MIN_PUSHES": "100",
@@ -252,7 +252,7 @@ class Shop:
         return str(path)
 
     def call(self, *words: str, code: int = 0) -> dict[str, Any]:
-        done = CliRunner().invoke(cli.app, ["models", *words], env=self._environment)
+        done = CliRunner().invoke(cli.app, ["models", *words], env=self.environment)
         assert done.exit_code == code, (done.output, done.stderr, done.exception)
         lines = done.stdout.strip().splitlines()
         found: dict[str, Any] = orjson.loads(lines[-1]) if lines else {}

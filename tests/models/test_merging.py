@@ -1,13 +1,25 @@
 """The merge of several sources' proposals, apart from the sources."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models.arms import DESIGN, SOURCES
 from models.item_rows import ItemRows
-from models.merging import MAX_DEPTH, MAX_RRF, MAX_WEIGHT, MIN_RRF, Merged, Merger, learned_factors
+from models.merging import (
+    MAX_DEPTH,
+    MAX_RRF,
+    MAX_WEIGHT,
+    MIN_RRF,
+    RRF,
+    Merged,
+    Merger,
+    learned_factors,
+)
 from tests.models.moments import NONE, items_of, query, rows_of
 
 IDS = [f"i{n:02d}" for n in range(40)]
@@ -44,6 +56,26 @@ def test_reciprocal_ranks_add_up_by_weight() -> None:
     )
     assert ids(found) == ["i02", "i01", "i03"]
     assert found.scores == pytest.approx([2 / 62 + 1 / 61, 2 / 61, 1 / 62], abs=1e-8)
+
+
+LISTS = st.lists(st.sampled_from(IDS), max_size=25, unique=True)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(LISTS, min_size=3, max_size=3), min_size=1, max_size=4))
+def test_a_batch_is_merged_as_its_ranks_add_up_one_by_one(batch: list[list[list[str]]]) -> None:
+    weights = {"content": 1.0, "trend": 0.5, "tower": 0.25}
+    merger = Merger(list(weights), weights, limit=20)
+    proposed = [[rows_of(SHOP, *lists[at]) for lists in batch] for at in range(3)]
+    found = merger.merge([query(SHOP)] * len(batch), proposed)
+    for one, lists in zip(found, batch, strict=True):
+        said = Counter()
+        for weight, own in zip(weights.values(), lists, strict=True):
+            for rank, item_id in enumerate(own):
+                said[item_id] += round(2**28 * weight / (RRF + 1 + rank))
+        keys = {i: (value, SHOP.id_hash[SHOP.row(i)]) for i, value in said.items()}
+        assert ids(one) == sorted(keys, key=lambda i: keys[i], reverse=True)[:20]
+        assert (one.scores * 2**28).tolist() == [said[item_id] for item_id in ids(one)]
 
 
 def test_the_larger_k_the_more_it_counts_that_sources_agree() -> None:
@@ -189,13 +221,15 @@ def test_a_copy_does_not_come_back_as_filling() -> None:
 def test_explored_rows_take_the_last_places() -> None:
     merger = Merger(["content"], {"content": 1.0}, limit=5)
     [found] = merger.merge([query(SHOP)], [[rows_of(SHOP, *IDS[:5])]])
-    mixed = merger.exploring(SHOP, found, rows_of(SHOP, "i01", "i20", "i21", "i22"), 2)
+    more = rows_of(SHOP, "i01", "i20", "i21", "i22")
+    short = Merged(found.rows[:2], found.sources[:2], found.scores[:2])
+    given = [more, NONE, rows_of(SHOP, "i20")]
+    mixed, as_it_was, longer = merger.exploring(SHOP, [found, found, short], given, [2, 2, 2])
     assert ids(mixed) == ["i00", "i01", "i02", "i20", "i21"]
     assert names(mixed)[3:] == ["explore", "explore"]
     assert (np.diff(mixed.scores) < 0).all()
-    assert ids(merger.exploring(SHOP, found, NONE, 2)) == IDS[:5]
-    short = Merged(found.rows[:2], found.sources[:2], found.scores[:2])
-    assert ids(merger.exploring(SHOP, short, rows_of(SHOP, "i20"), 2)) == ["i00", "i01", "i20"]
+    assert ids(as_it_was) == IDS[:5]
+    assert ids(longer) == ["i00", "i01", "i20"]
 
 
 def test_factors_stay_within_a_half_and_two_and_grow_with_the_rewards_seen() -> None:

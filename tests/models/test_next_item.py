@@ -94,6 +94,30 @@ def test_what_the_user_had_is_neither_asked_for_nor_ranked() -> None:
     assert found.lists[:, :4].tolist() == [[2, 3, 4, 0], [3, 4, 0, 0], [1, 3, 4, 0]]
 
 
+def test_a_basket_is_asked_for_before_its_first_item() -> None:
+    # u had a, then b, c and d in one second; v came with a basket and has nothing before.
+    bought = build_histories(
+        ["u", "u", "u", "u", "v", "v"],
+        ["a", "b", "c", "d", "a", "b"],
+        [1] * 6,
+        [0, 10, 10, 10, 10, 10],
+        item_ids=ITEMS,
+    )
+    asked = exam(bought, 10, None, repeats=False, limit=100, baskets=True)
+    assert [ITEMS[row - 1] for row in bought.rows[asked.events]] == ["b", "c", "d"]
+    assert asked.asked.tolist() == [1, 1, 1]
+    scores = np.array([[0.4, 0.3, 0.2, 0.1]], np.float32)
+    seen: list[list[int]] = []
+
+    def score(events: np.ndarray) -> np.ndarray:
+        seen.append(events.tolist())
+        return np.repeat(scores, len(events), axis=0)
+
+    # Only a is left out: nothing of the basket is known yet.
+    assert answers(score, asked).rank.tolist() == [1, 2, 3]
+    assert seen == [[1, 1, 1]]
+
+
 def test_means_differences_and_spread_over_two_runs() -> None:
     asked = exam(histories(), 10, None, repeats=True, limit=100)
     judge = Judge(asked, known_s=10, vectors=np.eye(4), seed=0)

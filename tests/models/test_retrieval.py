@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.dataset import Histories, Requests, build_histories
-from models.features import EVENT_CODE, HISTORY
-from models.plain_tower import plain_users
-from models.retrieval import K, recalls, stretches_between
+from models.dataset import Histories, Requests, build_histories, requests_at
+from models.features import EVENT_CODE
+from models.linear_weights import UNIT, ItemWeights
+from models.retrieval import K, linear_scores, recalls, stretches_between
 
 ITEMS = [f"i{n}" for n in range(1, 151)]
 HOUR_S = 3_600
@@ -44,12 +44,17 @@ def test_only_new_items_count_and_take_places(n_better: int, share: float) -> No
     assert recalls(score, orders(), stretches).tolist() == [share]
 
 
-def test_a_users_plain_vector_does_not_depend_on_who_is_beside_them() -> None:
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((40, 64)).astype(np.float16)
-    vectors[0] = 0
-    rows = rng.integers(0, 40, (32, HISTORY))
-    types = rng.integers(0, 4, rows.shape)
-    whole = plain_users(vectors, rows, types)
-    alone = [plain_users(vectors, rows[b : b + 1], types[b : b + 1]) for b in range(32)]
-    assert whole.tobytes() == np.concatenate(alone).tobytes()
+def test_weights_of_the_newer_items_say_more_and_of_what_was_taken_back_nothing() -> None:
+    # i1 says a quarter of i3, i2 says half of i4, and i3 says all of i5.
+    starts = np.array([0, 1, 2, 3, *[3] * (len(ITEMS) - 3)])
+    quarters = np.uint16([UNIT // 4, UNIT // 2, UNIT])
+    score = linear_scores(ItemWeights(starts, np.int32([2, 3, 4]), quarters))
+    kinds = ("purchase", "purchase", "cart_remove")
+    users, items, types = ["a"] * 3, ["i1", "i2", "i3"], [EVENT_CODE[kind] for kind in kinds]
+    histories = build_histories(users, items, types, [0, 10, 20], item_ids=ITEMS)
+    assert score(requests_at(histories, np.array([2])))[0, :6].tolist() == pytest.approx(
+        [0, 0, 0.99 * 0.25, 0.5, 0, 0]
+    )
+    scores = score(requests_at(histories, np.array([1])))
+    assert scores.shape == (1, len(ITEMS))
+    assert scores[0, 2:5].tolist() == [0.25, 0, 0]

@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.item_rows import ItemRows
-from models.sources import WEIGHT_UNIT, ContentSource, NeighbourSource, Query, TrendSource
+from models.neighbour_source import NeighbourSource
+from models.sources import WEIGHT_UNIT, ContentSource, Query, TrendSource
 from models.text import encode_texts
 from tests.models.moments import items_of, query
 

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from models.features import HISTORY, N_CONTEXT, TEXT_DIM
+from models.softmax import NEVER
 from models.student import (
-    NEVER,
     Negatives,
     Student,
     StudentConfig,
     TeacherLogits,
     next_item_loss,
+    unmatched,
 )
 
 N_ITEMS = 40
@@ -219,3 +220,19 @@ def test_distillation_pulls_the_student_to_the_teachers_order() -> None:
     logits = (users @ table[5:8].T).detach()
     torch.testing.assert_close(logits - logits[:, :1], teacher.logits, atol=0.05, rtol=0)
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-4)
+
+
+def test_matching_pulls_the_student_to_a_map_of_the_teachers_vectors() -> None:
+    users, table, targets, weights = loss_inputs()
+    made = torch.Generator().manual_seed(5)
+    theirs = torch.randn(6, 2, generator=made)
+    candidates = torch.tensor([[5, 6, 7]] * 6)
+    silent = TeacherLogits(candidates, torch.zeros(6, 3), share=0.0)
+    plain = next_item_loss(users, table, targets, weights, teacher=silent)
+    matched = silent._replace(users=theirs, matching=0.5)
+    found = next_item_loss(users, table, targets, weights, teacher=matched)
+    share = (unmatched(users, theirs) * weights).sum() / weights.sum()
+    assert float(found) == pytest.approx(float(plain + 0.5 * share), rel=1e-5)
+    # A map of the teacher's vectors is as good as they are; it costs nothing more.
+    twisted = theirs @ torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, -1.0]])
+    assert float(unmatched(twisted, theirs).max()) < 1e-4

@@ -8,8 +8,9 @@ import torch
 
 from models.checkpoint import write_model
 from models.export import export_student
-from models.features import EVENT_CODE
+from models.linear_weights import ItemWeights
 from models.serving import StudentScorer
+from models.sources import Query
 from models.student import Student, StudentConfig
 from models.student_items import StudentItems
 from models.tower_source import TowerSource
@@ -19,6 +20,7 @@ from tests.models.moments import ids_by, query, rows_of
 
 torch.set_num_threads(1)  # shared cores
 N_ITEMS = 50
+_HALVING = np.array([65_536, 32_768, 16_384])  # of recency
 
 
 @pytest.fixture(scope="module")
@@ -139,34 +141,35 @@ def test_a_view_shares_all_but_the_index(scorer: StudentScorer) -> None:
     assert catalogue.tower is not items.tower
 
 
-def test_factors_are_searched_in_the_networks_place(tmp_path: Path) -> None:
+def test_weights_retrieve_in_the_networks_place(tmp_path: Path) -> None:
     torch.manual_seed(1)
     made = Student(StudentConfig(width=16, layers=1, heads=2), 300).eval()
-    factors = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
-    factors[::3] = 0.0  # nobody has met these
-    write_model(
-        tmp_path / "s.pfm", export_student(made, [f"i{n}" for n in range(300)], {}, factors)
-    )
+    torch.nn.init.zeros_(made.ids.weight)
+    # i7 says 4 of i1 and 1 of i2, and i4 says 2 of i2 and of i9, in units of 2^-15.
+    starts = np.repeat([0, 2, 4], [5, 3, 293])
+    weights = ItemWeights(starts, np.int32([2, 9, 1, 2]), np.uint16([2, 2, 4, 1]) * 1_000)
+    ids = [f"i{n}" for n in range(300)]
+    write_model(tmp_path / "s.pfm", export_student(made, ids, {}, weights))
     scorer = StudentScorer(tmp_path / "s.pfm")
+    assert scorer.item_ids == ["i1", "i2", "i4", "i7", "i9"]  # the others are of no use
     catalogue = shop(300)
     items = StudentItems(catalogue, scorer)
     items.follow()
+    assert len(items.tower) == 0  # nothing searches it
 
-    rows = np.array(catalogue.rows_of(["i1", "i2", "i3"]))
-    assert items.tower.holds(rows).tolist() == [True, True, False]
-    types = [EVENT_CODE["purchase"]] * 2
-    queries = [
-        query(catalogue, history=catalogue.rows_of(own), types=types, seen=rows_of(catalogue, *own))
-        for own in (["i7", "i4"], ["i3", "i6"])  # newest first
-    ]
-    asked, stranger = items.asked(np.ones((2, 16), np.float32), queries)
-    assert stranger.user_vector is None
-    want = 0.99 * factors[4] + factors[7]
-    assert asked.user_vector is not None
-    length = np.linalg.norm(asked.user_vector)
-    np.testing.assert_allclose(asked.user_vector / length, want / np.linalg.norm(want), atol=1e-3)
-    order = [n for n in np.argsort(-(factors @ want)).tolist() if n not in (4, 7)]
-    assert ids_by(TowerSource(1), asked) == [f"i{order[0]}"]
+    def asked(*recent: str) -> list[Query]:
+        rows = rows_of(catalogue, *recent)
+        one = query(catalogue, recent=rows, weights=_HALVING[: len(rows)], seen=rows)
+        return items.asked(np.ones((1, 16), np.float32), [one])
+
+    assert ids_by(TowerSource(9), *asked("i7", "i4")) == ["i1", "i2", "i9"]
+    assert ids_by(TowerSource(9), *asked("i4", "i7", "i9")) == ["i2", "i1"]
+    assert ids_by(TowerSource(1), *asked("i4", "i7")) == ["i2"]
+    assert ids_by(TowerSource(9), *asked("i0", "i3")) == []
+    several = [*asked("i4"), *asked("i0"), *asked(), *asked("i7", "i4")]
+    assert [len(rows) for rows in TowerSource(9).propose(several)] == [2, 0, 0, 3]
+    alone = [TowerSource(9).propose([one])[0].tolist() for one in several]
+    assert [rows.tolist() for rows in TowerSource(9).propose(several)] == alone
 
     for n in range(0, 300, 2):
         catalogue.apply(f"i{n}", None)
@@ -175,3 +178,5 @@ def test_factors_are_searched_in_the_networks_place(tmp_path: Path) -> None:
     catalogue.refresh()
     items.follow()
     check(items, catalogue, scorer)
+    assert ids_by(TowerSource(9), *asked("i7")) == ["i1"]
+    assert ids_by(TowerSource(9), *asked("i419")) == []

@@ -198,7 +198,7 @@ def test_where_items_are_had_once_only_new_ones_are_asked_about(tmp_path: Path) 
     assert result.metrics["hr@10"] > 1.5 * result.metrics["popularity_hr@10"]
 
 
-def test_factors_retrieve_where_the_network_does_clearly_worse(tmp_path: Path) -> None:
+def test_weights_retrieve_where_the_network_does_clearly_worse(tmp_path: Path) -> None:
     # 240 items, 40 of a taste, and a teacher who says that everybody wants the garden.
     items = [f"{taste}-{n}" for taste in TASTES for n in range(40)]
     rng = np.random.default_rng(9)
@@ -223,9 +223,9 @@ def test_factors_retrieve_where_the_network_does_clearly_worse(tmp_path: Path) -
             histories, items, items, path=tmp_path / "m", config=config, teacher=teacher
         )
         found = result.metrics
-        is_worse = found["retrieval_network@100"] < found["retrieval_factors@100"] - 0.1
+        is_worse = found["retrieval_network@100"] < found["retrieval_linear@100"] - 0.1
         assert is_worse == (teacher is mislead)
-        assert (StudentScorer(result.path).factors is not None) == is_worse
+        assert (StudentScorer(result.path).linear is not None) == is_worse
 
 
 def test_nothing_to_train_on_is_said() -> None:

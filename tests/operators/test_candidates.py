@@ -12,8 +12,9 @@ from models.arms import N_ARM, SOURCES, arm_features
 from models.explore_source import ExploreSource
 from models.features import EVENT_CODE
 from models.item_counts import hour_block
+from models.neighbour_source import NeighbourSource
 from models.neighbours import hash_of, to_grid
-from models.sources import ContentSource, NeighbourSource, TrendSource, UnfinishedSource
+from models.sources import ContentSource, TrendSource, UnfinishedSource
 from models.taste import pack_vectors
 from models.text import encode_texts
 from operators.candidates import (
@@ -527,6 +528,25 @@ def test_candidates_do_not_depend_on_who_shares_the_batch(moments) -> None:
     alone = [generator.find([moment])[0] for moment in moments]
     for one, other in zip(together, alone, strict=True):
         assert [column.tolist() for column in one[1:]] == [column.tolist() for column in other[1:]]
+
+
+def test_batches_of_any_size_find_the_same_to_the_byte() -> None:
+    rng = np.random.default_rng(0)
+    moments = [
+        trigger(
+            [(ITEMS[at], "view", 900 - at) for at in rng.permutation(N_ITEMS)[: n % 51].tolist()],
+            bought=[ITEMS[n % N_ITEMS]] * (n % 2),
+            event_id=f"e{n}",
+            profile=UserProfile(user_id="u1", country="GB", blocked_items=ITEMS[: n % 3]),
+        )
+        for n in range(130)
+    ]
+    generator = CandidateGenerator(shop_of(2), **LIMITS)
+    together = [column.tobytes() for one in generator.find(moments) for column in one[1:]]
+    for size in (1, 2, 32, 53):
+        parts = [moments[at : at + size] for at in range(0, len(moments), size)]
+        found = [one for part in parts for one in generator.find(part)]
+        assert [column.tobytes() for one in found for column in one[1:]] == together
 
 
 @given(st.lists(TRIGGERS, min_size=1, max_size=6))

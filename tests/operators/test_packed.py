@@ -108,4 +108,4 @@ def test_attribution_of_version_2_goes_on_with_its_timers() -> None:
         state=(("u1", old),),
     )
     attribution = Attribution(shard, RULES)
-    assert attribution._timers[3].first_ms == 7_000
+    assert attribution._timers.of(3).first_ms == 7_000
