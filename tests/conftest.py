@@ -84,23 +84,6 @@ def decision(decision_id: str = "d1", user_id: str = "u1", **fields: Any) -> Dec
     return Decision(decision_id=decision_id, user_id=user_id, **{**defaults, **fields})
 
 
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, with `-n`
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give each file to one worker, and all of `tests/system` to the same one.
-
-    So a fixture is made once, and one test at a time starts brokers and clusters of processes. It
-    has most tests of all, and begins at once: what it waits for, the others use.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "tests/system" if file.startswith("tests/system/") else file
-
-    return ByFile(config, log)
-
-
 def absent(what: str) -> NoReturn:
     """Skip, visibly, for want of `what`; fail where REQUIRE_SYSTEM=1 promises it."""
     if os.environ.get("REQUIRE_SYSTEM") == "1":
