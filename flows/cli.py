@@ -81,6 +81,11 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def _say_ready() -> None:
+    sys.stdout.write("ready\n")  # in one piece, or a log line of another thread may come between
+    sys.stdout.flush()
+
+
 app.add_typer(make_replay_app(settings, fail), name="replay")
 train_app = make_train_app(settings, fail)
 app.add_typer(train_app, name="train")
@@ -172,7 +177,7 @@ def run(
             settings(),
             cluster=running.Cluster(process_id, places),
             stop_at_end=until_end,
-            on_ready=lambda: print("ready", flush=True),
+            on_ready=_say_ready,
         )
     except (SystemExit, typer.Exit):  # a wrong option, before there was a flow
         raise

@@ -387,4 +387,7 @@ def _told(code: int) -> str:
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
-        print(text, flush=True)
+        # In one piece: unbuffered, `print` writes the line's end apart, and a child's line may come
+        # between, so that nobody would find "ready".
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()

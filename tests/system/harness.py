@@ -313,6 +313,13 @@ class Stage:
             child.wait_ready(90)
         return started
 
+    def told(self) -> str:
+        """Return all that the children logged, in the order of their starts: why a test failed."""
+        return "\n".join(
+            f"--- {child.log.parent.name}\n{child.log.read_text(errors='replace')}"
+            for child in self._children
+        )
+
     def supervise(self, name: str, size: int, **values: str) -> FlowProcess:
         """Start a flow as a supervised cluster on the state that is there."""
         folder = self._work / f"start-{next(self._starts)}"
