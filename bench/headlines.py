@@ -1,6 +1,6 @@
 """The headline tests of Upworthy: their arms, and what headlines let expect of them.
 
-Reads   /work/shared/data/upworthy/packages.csv.gz, a row for each arm.
+Reads   `upworthy/packages.csv.gz` of the shared data, a row for each arm.
 Owns    which tests count, an arm's columns and how far arms differ, and what text adds to it.
 """
 
