@@ -33,6 +33,7 @@ from operators.kafka_client import (
     attempts,
     consumer_settings,
     count_partitions,
+    is_filler,
     open_consumer,
     watermarks,
 )
@@ -364,11 +365,15 @@ class ExactlyOnceSink(_PartitionedSink):
                 begin = first_to_read(place, low, end, resume, self._recover_from)
                 begins.append(TopicPartition(self._topic, int(part), begin))
             for found in read_to_end(consumer, self._client, begins):
+                if is_filler(found):
+                    continue
                 where = found.topic(), found.partition(), found.offset()
                 yield RawMessage(*where, found.key(), found.value(), found.timestamp()[1])
 
     def _fence(self, part: str) -> None:
-        Lanes(self._client, self._topic, int(part), self._n_lanes).fence()
+        lanes = Lanes(self._client, self._topic, int(part), self._n_lanes)
+        lanes.fence()
+        lanes.settle()
 
 
 class TableSink(_PartitionedSink):

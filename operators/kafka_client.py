@@ -23,6 +23,10 @@ client_log = logging.getLogger("pushflow.kafka.client")
 # librdkafka's records are (facility, client, text); FAIL is a connection that failed.
 client_log.addFilter(lambda record: not (record.args and "FAIL" in record.args))
 
+# The key of a record that says nothing: its value is null, and readers leave it out. See
+# `operators.kafka_transactions.Lanes.settle`.
+FILLER_KEY = b"pushflow.filler"
+
 START_SECONDS = 60.0  # how long a start waits for a broker or a topic before it gives up
 
 _CONSUMER = {
@@ -193,6 +197,11 @@ def take(consumer: Any, n: int, timeout_s: float) -> list[Any]:
     """
     first = consumer.poll(timeout_s)
     return [] if first is None else [first, *consumer.consume(n - 1, 0)]
+
+
+def is_filler(message: Any) -> bool:
+    """Say whether a message was written to end a transaction, and holds nothing."""
+    return message.value() is None and message.key() == FILLER_KEY
 
 
 def count_partitions(handle: Any, topic: str, where: str, wait_s: float = START_SECONDS) -> int:

@@ -220,6 +220,7 @@ class _Queue:
     def _open(self) -> None:
         client, topic, partition, resume, recover_from = self._opening
         self._lanes.fence()  # ahead of any look at the end, which moves no more from here on
+        self._lanes.settle()
         with open_consumer(reader_settings(client)) as consumer:
             low, end = watermarks(consumer, topic, partition)
             self._lanes.next_offset = end

@@ -35,6 +35,7 @@ from operators.kafka_client import (
     ErrorLog,
     attempts,
     consumer_settings,
+    is_filler,
     log,
     watermarks,
 )
@@ -311,6 +312,9 @@ class PartitionReader(Generic[Item_co]):
         for message in self._consumer.consume(self._batch_size, 0):
             if (error := message.error()) is not None:
                 self._on_error(message, error)
+                continue
+            if is_filler(message):
+                fetched[message.topic()] = message.offset() + 1
                 continue
             raw = RawMessage(
                 message.topic(),

@@ -19,6 +19,7 @@ from operators.kafka_client import (
     address,
     consumer_settings,
     count_partitions,
+    is_filler,
     take,
     watermarks,
 )
@@ -138,7 +139,7 @@ class TableFollower:
             error = message.error()
             if error is None:
                 n_messages += 1
-                if (key := message.key()) is not None:
+                if (key := message.key()) is not None and not is_filler(message):
                     self._handlers[where[0]](key, message.value())
                 self._next[where] = message.offset() + 1
             elif error.code() == KafkaError._PARTITION_EOF:
@@ -199,8 +200,9 @@ class Reader:
             where = message.topic(), message.partition()
             error = message.error()
             if error is None:
-                key, value, stamp = message.key(), message.value(), message.timestamp()[1]
-                batch.append(RawMessage(*where, message.offset(), key, value, stamp))
+                if not is_filler(message):
+                    key, value, stamp = message.key(), message.value(), message.timestamp()[1]
+                    batch.append(RawMessage(*where, message.offset(), key, value, stamp))
                 self._next[where] = message.offset() + 1
             elif error.code() == KafkaError._PARTITION_EOF:
                 self._next[where] = message.offset()

@@ -11,6 +11,13 @@ an id for each partition is the fence: once it is ours, the partition's end stan
 A commit returns before its marks are in the partition, and a next transaction of the same id that
 comes sooner is put off by 20 ms. So a partition has *lanes*, ids used in turn: two where
 milliseconds count. A lane is a librdkafka producer: four threads and 700 KB.
+
+A broker may lose such a mark. Kafka 4.3 does where a partition has no leader at the moment when the
+coordinator looks for it, as while the only broker that holds it starts again after a kill
+("Couldn't find leader endpoint", in one of ten such starts): its log calls the transaction
+complete, and in the partition it stays open for ever. Nobody reads past it, until the next
+transaction of the same id commits or aborts what it left, along with its own records. `settle`
+looks for that and ends it.
 """
 
 import time
@@ -18,13 +25,18 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 
+from operators.kafka_admin import open_admin
 from operators.kafka_client import (
+    FILLER_KEY,
     START_SECONDS,
     ErrorLog,
     KafkaFailure,
     address,
+    attempts,
+    is_transient,
     log,
     open_consumer,
     producer_settings,
@@ -45,6 +57,8 @@ _LANE: Final = {
 _CALL_SECONDS: Final = 0.2  # between two looks at whether we are still wanted
 _SLACK_SECONDS: Final = 10.0
 _PAUSE_SECONDS: Final = 0.1  # before a transaction is begun anew
+_MARK_SECONDS: Final = 2.0  # for the marks of a commit to reach a partition
+_LOOK_SECONDS: Final = 1.0  # for an answer about a partition's end, while nothing is written
 
 _TAKEN_OVER: Final = frozenset(
     {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}
@@ -95,7 +109,8 @@ class Lanes:
         From `write`, if another process has called `fence` for this partition.
     operators.kafka_client.KafkaFailure
         From `fence` where no coordinator answers in time; from `write` if a batch was refused,
-        or not committed within `message.timeout.ms` (2 minutes).
+        or not committed within `message.timeout.ms` (2 minutes); from `settle` where another
+        writer's transaction is open.
 
     Notes
     -----
@@ -124,6 +139,7 @@ class Lanes:
         ]
         self._turns = cycle(self._lanes)
         self._is_abandoned = False
+        self._was_away = False  # the broker, since the last `settle`
         self._refusal: KafkaError | None = None
         self._n_delivered = 0
         self._reached = 0
@@ -150,8 +166,9 @@ class Lanes:
         while left:
             try:
                 self._transact(lane, left)
-                self.next_offset = max(self.next_offset, self._reached)
                 self._errors.all_well()
+                if self._was_away:
+                    self.settle()
                 return
             except KafkaException as exception:
                 self._abort(lane, exception.args[0])
@@ -164,6 +181,72 @@ class Lanes:
         for lane in self._lanes:
             lane.poll(0)
         self._errors.check()
+        if self._was_away and self._ends(_LOOK_SECONDS) is not None:
+            self.settle()
+
+    def settle(self) -> None:
+        """Return when all that stands in the partition is committed or aborted.
+
+        What is open although no transaction of ours is, hangs (see above). Each lane then writes
+        one record that readers leave out, key `FILLER_KEY` and value null, and commits.
+        """
+        self._was_away = False
+        if self._is_settled():
+            return
+        log.warning(
+            "%s: the broker has lost the end of a transaction, and nobody can read past it; "
+            "ending it with a record that says nothing",
+            self._place,
+        )
+        for lane in self._lanes:
+            try:
+                self._transact(lane, [{"key": FILLER_KEY, "value": None, "headers": []}])
+            except KafkaException as exception:
+                raise self._explain(exception.args[0]) from exception
+        if not self._is_settled():
+            raise KafkaFailure(
+                f"{self._place}: a transaction is open there that is not ours, and no reader gets "
+                "past it. Look for another writer: nobody else may write to this topic. Kafka's "
+                "`kafka-transactions.sh find-hanging` names what nobody writes to any more, and "
+                "its `abort` ends it"
+            )
+
+    def _is_settled(self) -> bool:
+        """Say whether the partition holds nothing open, now or soon."""
+        deadline = time.monotonic() + _MARK_SECONDS
+        while True:
+            end, stable = self._ends_in_time()
+            if stable >= end:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_PAUSE_SECONDS)
+            self._check_wanted()
+
+    def _ends_in_time(self) -> tuple[int, int]:
+        for _ in attempts(START_SECONDS, f"the offsets of {self._place}"):
+            self._check_wanted()
+            if (found := self._ends(_LOOK_SECONDS)) is not None:
+                return found
+        raise KafkaFailure(f"no offsets of {self._place} at {address(self._client)}")
+
+    def _ends(self, timeout_s: float) -> tuple[int, int] | None:
+        """Return the partition's end, and how far all is committed or aborted; None if unknown."""
+        place = TopicPartition(self._topic, self._partition)
+        admin = open_admin(self._client)
+        found = []
+        # The end first: what is committed in between must not look open.
+        for level in (IsolationLevel.READ_UNCOMMITTED, IsolationLevel.READ_COMMITTED):
+            asked = admin.list_offsets(
+                {place: OffsetSpec.latest()}, isolation_level=level, request_timeout=timeout_s
+            )
+            try:
+                found.append(asked[place].result().offset)
+            except KafkaException as exception:
+                if is_transient(exception.args[0]):
+                    return None
+                raise self._explain(exception.args[0]) from exception
+        return found[0], found[1]
 
     def abandon(self) -> None:
         """End what another thread waits for, within a fifth of a second; its batch stays out."""
@@ -181,6 +264,7 @@ class Lanes:
                 f"{self._place}: {self._n_delivered} of {len(records)} records were committed. "
                 "This is a fault of ours or of librdkafka; started again, the flow writes the rest"
             )
+        self.next_offset = max(self.next_offset, self._reached)
 
     def _produce(self, lane: Producer, record: Record) -> bool:
         while True:
@@ -230,6 +314,7 @@ class Lanes:
         That is all of them, unless its commit reached the coordinator after all. We need not know
         librdkafka's rules for that: the partition says what it holds.
         """
+        self.settle()  # what the broker left open here would be committed by the next transaction
         begin = TopicPartition(self._topic, self._partition, self.next_offset)
         with open_consumer(reader_settings(self._client)) as consumer:
             ids = {id_of(message) for message in read_to_end(consumer, self._client, [begin])}
@@ -237,6 +322,7 @@ class Lanes:
 
     def _on_error(self, error: KafkaError) -> None:
         if not error.fatal():  # a fatal one comes back from the next call too, with its reason
+            self._was_away = self._was_away or is_transient(error)
             self._errors.on_error(error)
 
     def _on_delivery(self, error: KafkaError | None, message: Any) -> None:

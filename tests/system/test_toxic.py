@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from flows.supervisor import NO_RESTART
-from operators.kafka_transactions import Lanes
+from operators.kafka_admin import create_topics
+from operators.kafka_sink import PartitionWriter
+from operators.kafka_transactions import Lanes, transactional_id
 from tests.conftest import absent
+from tests.contracts.kafka import Broker, record
 from tests.system import toxic
+from tests.system.brokers import KEPT
 from tests.system.cluster import Island, Nodes, has_java
 from tests.system.harness import DECISIONS, Case, Stage, Verdict, judge, wait
 
@@ -128,3 +133,25 @@ def test_a_process_fenced_while_the_state_is_its_own_is_to_start_again(
     assert second.stop() == 0
     found = [row for _, row in decisions.close()]
     assert judge(found, case.expected) == Verdict(len(case.expected), 0, 0, 0, 0)
+
+
+def test_a_transaction_whose_end_the_broker_lost_is_ended_by_the_next_writer(trio: Nodes) -> None:
+    client = {"bootstrap.servers": trio.bootstrap}
+    create_topics(client, [("out", 1, 1, KEPT)])  # one copy: its node's end leaves no leader
+    [place] = trio.partitions("out")
+    quiet = {"log_level": 2, "transactional.id": transactional_id("out", 0, 1)}
+    dead = Producer(client | quiet)
+    dead.init_transactions()
+    dead.begin_transaction()
+    dead.produce("out", b"d1", partition=0, headers=[("ce_id", b"d1")])
+    dead.flush()
+    trio.kill(place.leader)
+    wait("no leader", lambda: trio.partitions("out")[0].leader == -1)
+    dead.commit_transaction()  # Kafka 4.3 takes the partition for a deleted one
+    trio.start()
+
+    successor = PartitionWriter(client, "out", 0, resume=0, n_lanes=2)
+    successor.write_batch([record("d1"), record("d2")])
+    successor.close()
+
+    assert [m.value for m in Broker(client, print, "").read("out")] == [b"d1", b"d2"]
