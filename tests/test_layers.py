@@ -29,7 +29,7 @@ JOINS = {  # a file of operators/ that joins others -> those; all other files st
     "kafka_admin": _CLIENT,
     "kafka_sink": _CLIENT | {"kafka_standing", "kafka_transactions"},
     "kafka_standing": _CLIENT,
-    "kafka_transactions": _CLIENT | {"kafka_standing"},
+    "kafka_transactions": _CLIENT | {"kafka_admin", "kafka_standing"},
     "kafka_source": _CLIENT | {"kafka_admin"},
     "kafka_tables": _CLIENT,
     "kafka_watch": _CLIENT | {"kafka_admin"},
