@@ -22,7 +22,7 @@ from models.dataset import Histories, Requests
 from models.next_item import Exam, Score, answers, of_requests, values
 from models.serving import StudentScorer
 from models.student import Student
-from models.train import catalogue_scores
+from models.student_scores import catalogue_scores
 
 PARITY: Final = 1e-3  # of a score's spread, between torch and the served float network
 ROUNDS: Final = 60  # of timing, as many as decide anything

@@ -94,9 +94,9 @@ class TeacherGuide:
     ) -> None:
         self._repeats = repeats
         self._config = config or Distillation()
-        self._known = torch.from_numpy(known)
         self._rng = np.random.default_rng(seed)
         self._device = next(teachers[0].parameters()).device
+        self._known = torch.from_numpy(known).to(self._device)
         given = torch.from_numpy(texts).to(self._device)
         with torch.no_grad():
             self._teachers = [(own.eval(), own.item_table(given)) for own in teachers]
@@ -104,18 +104,21 @@ class TeacherGuide:
 
     @torch.no_grad()
     def __call__(self, batch: Windows) -> TeacherLogits:
-        """Return candidates and logits of the positions with a weight, in their order."""
+        """Return candidates and logits of the positions with a weight, in their order.
+
+        They lie where the teacher does.
+        """
         teacher, table = self._teachers[self._n_asked % len(self._teachers)]
         self._n_asked += 1
         ask = self._causal if teacher.is_causal else self._one_by_one
         users = ask(teacher, table, batch)  # (E, M)
-        answers = table[self._known.to(self._device)]  # (S, M)
+        answers = table[self._known]  # (S, M)
         had = torch.split(self._had(batch), _BLOCK)
         asked = zip(torch.split(users, _BLOCK), had, strict=True)
         blocks = [self._chosen(*own, answers) for own in asked]
-        places, logits = (torch.cat(parts).cpu() for parts in zip(*blocks, strict=True))
+        places, logits = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         told, config = self._known[places], self._config
-        matched = users.cpu() if config.matching else None
+        matched = users if config.matching else None
         return TeacherLogits(
             told, logits, config.temperature, config.share, matched, config.matching
         )
@@ -130,10 +133,10 @@ class TeacherGuide:
     def _chosen(self, users: Tensor, had: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
         """Return places in `known` and logits, shape (E, top + tail) or all S, of some users."""
         logits = users @ answers.T  # (E, S)
-        logits[tuple(ruled_out(had, self._known.to(self._device)))] = NEVER
+        logits[tuple(ruled_out(had, self._known))] = NEVER
         n_known, top, tail = len(answers), self._config.top, self._config.tail
         if n_known <= top + tail:
-            return torch.arange(n_known).expand(len(users), -1), logits
+            return torch.arange(n_known, device=self._device).expand(len(users), -1), logits
         best = logits.topk(top, dim=1).indices  # (E, top)
         is_best = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, value=True)
         # At most `top` of these are among the best, so `tail` others are left for everybody.

@@ -63,6 +63,9 @@ class LabelledGuide:
         own = np.arange(told.candidates.shape[1]) % self._labels.candidates.shape[1]
         candidates, logits = told.candidates.clone(), told.logits.clone()
         picked = places[heard]
-        candidates[heard] = torch.from_numpy(self._labels.candidates[picked][:, own])
-        logits[heard] = torch.from_numpy(self._labels.logits[picked][:, own])
+        at_heard = torch.from_numpy(heard).to(logits.device)
+        candidates[at_heard] = torch.from_numpy(self._labels.candidates[picked][:, own]).to(
+            logits.device
+        )
+        logits[at_heard] = torch.from_numpy(self._labels.logits[picked][:, own]).to(logits.device)
         return told._replace(candidates=candidates, logits=logits)

@@ -60,7 +60,7 @@ class StudentConfig:
     head has `width // heads` columns, pruned or not.
     """
 
-    width: int = 64  # W, and M: columns of an item vector
+    width: int = 64  # W: columns inside the network
     layers: int = 2
     heads: int = 2
     feed_forward: int = 128
@@ -71,6 +71,7 @@ class StudentConfig:
     reach: tuple[int, ...] = ()
     layer_heads: tuple[int, ...] = ()
     layer_feed_forward: tuple[int, ...] = ()
+    vector: int = 0  # M: columns of an item vector; 0: W
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
@@ -82,6 +83,11 @@ class StudentConfig:
                 raise ValueError(f"{name} {sizes}: one number a layer, each at least 1")
         if any(n > HISTORY for n in self.reach):
             raise ValueError(f"reach {self.reach}: no layer sees more than {HISTORY} positions")
+
+    @property
+    def columns(self) -> int:
+        """Columns of an item vector and of a user's, M."""
+        return self.vector or self.width
 
     @property
     def reaches(self) -> tuple[int, ...]:
@@ -117,6 +123,12 @@ class TeacherLogits(NamedTuple):
     users: Tensor | None = None  # the teacher's vectors of the examples, shape (E, Mt)
     matching: float = 0.0  # what matching them counts for, beside the loss
 
+    def on(self, device: torch.device) -> "TeacherLogits":
+        """Return the same on another device."""
+        users = None if self.users is None else self.users.to(device)
+        candidates, logits = self.candidates.to(device), self.logits.to(device)
+        return self._replace(candidates=candidates, logits=logits, users=users)
+
 
 class _Layer(nn.Module):
     """One pre-norm block: causal attention with a bias by distance, then a feed-forward."""
@@ -141,7 +153,7 @@ class _Layer(nn.Module):
         n_batch, length, _ = x.shape
         qkv = self.qkv(self.attention_norm(x)).view(n_batch, length, 3, self.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, A/H)
-        steps = torch.arange(length)
+        steps = torch.arange(length, device=x.device)
         distance = (steps[:, None] - steps).clamp(min=0)  # (T, T)
         bias = self.distance[:, distance] + mask  # (B, H, T, T)
         if self.reach < length:
@@ -167,7 +179,7 @@ class Student(nn.Module):
     >>> table = student.item_table(torch.zeros(3, TEXT_DIM))  # row 0 is padding
     >>> rows = torch.tensor([[0] * (HISTORY - 1) + [2]])
     >>> zeros = torch.zeros_like(rows)
-    >>> states = student.encode(table, rows, zeros, zeros)  # (B, T, 2W)
+    >>> states = student.encode(table, rows, zeros, zeros)  # (B, T, W + M)
     >>> users = student.users(states[:, -1], torch.zeros(1, N_CONTEXT), torch.tensor([0]))
     >>> (users @ table.T).shape
     torch.Size([1, 4])
@@ -175,11 +187,11 @@ class Student(nn.Module):
 
     def __init__(self, config: StudentConfig, n_items: int) -> None:
         super().__init__()
-        width = config.width
+        width, columns = config.width, config.columns
         self.config = config
-        self.ids = nn.Embedding(n_items, width)
-        self.text = nn.Linear(TEXT_DIM, width, bias=False)
-        self.item_in = nn.Linear(width, width, bias=False)
+        self.ids = nn.Embedding(n_items, columns)
+        self.text = nn.Linear(TEXT_DIM, columns, bias=False)
+        self.item_in = nn.Linear(columns, width, bias=False)
         self.kind = nn.Embedding(len(EVENT_TYPES), width)
         self.gap = nn.Embedding(N_BUCKETS, width)
         self.blocks = nn.ModuleList(_Layer(config, i) for i in range(config.layers))
@@ -187,9 +199,9 @@ class Student(nn.Module):
         self.request_history = nn.Linear(width, config.request)
         self.request_context = nn.Linear(N_CONTEXT, config.request, bias=False)
         self.request_age = nn.Embedding(N_BUCKETS, config.request)
-        self.request_out = nn.Linear(config.request, width, bias=False)
-        self.user_out = nn.Linear(width, width)
-        self.pool = nn.Linear(width, width, bias=False)
+        self.request_out = nn.Linear(config.request, columns, bias=False)
+        self.user_out = nn.Linear(width, columns)
+        self.pool = nn.Linear(columns, columns, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self._init_weights()
 
@@ -205,31 +217,31 @@ class Student(nn.Module):
             self.user_out.bias[-1] = 1.0  # the popularity column
 
     def item_table(self, text_vectors: Tensor, *, keep_ids: Tensor | None = None) -> Tensor:
-        """Return the items' vectors below a row of zeros, shape (N + 1, W).
+        """Return the items' vectors below a row of zeros, shape (N + 1, M).
 
         `keep_ids`, float32 of shape (N, 1), is 0 for items that must do with their text.
         """
         own = self.ids.weight if keep_ids is None else self.ids.weight * keep_ids  # (N, W)
-        return F.pad(self.text(text_vectors) + own, (0, 0, 1, 0))  # (N + 1, W)
+        return F.pad(self.text(text_vectors) + own, (0, 0, 1, 0))  # (N + 1, M)
 
     def encode(self, table: Tensor, rows: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
-        """Return the state after each position, shape (B, T, 2W), blind to what follows it.
+        """Return the state after each position, shape (B, T, W + M), blind to what follows it.
 
-        The first half is the network's, the second the fading sum of the items' vectors.
+        The first W columns are the network's, the others the fading sum of the items' vectors.
         """
         length = rows.shape[1]
-        items = F.embedding(rows, table)  # (B, T, W)
+        items = F.embedding(rows, table)  # (B, T, M)
         x = self.item_in(items) + self.kind(types) + self.gap(gaps)  # (B, T, W)
         x = self.dropout(x)
-        mask = torch.full((length, length), FUTURE_BIAS).triu(1)  # (T, T)
+        mask = torch.full((length, length), FUTURE_BIAS, device=x.device).triu(1)  # (T, T)
         mask = mask + torch.where(rows == 0, PAD_BIAS, 0.0)[:, None, None, :]  # (B, 1, T, T)
         for block in self.blocks:
             x = block(x, mask)
-        return torch.cat((self.final_norm(x), _fading(length) @ items), dim=-1)  # (B, T, 2W)
+        return torch.cat((self.final_norm(x), _fading(items) @ items), dim=-1)  # (B, T, W + M)
 
     def users(self, states: Tensor, contexts: Tensor | None, ages: Tensor) -> Tensor:
-        """Return user vectors (..., W) of states (..., 2W), contexts (..., C), ages (...)."""
-        states, pooled = states.chunk(2, dim=-1)  # (..., W) each
+        """Return user vectors (..., M) of states (..., W + M), contexts (..., C), ages (...)."""
+        states, pooled = states[..., : self.config.width], states[..., self.config.width :]
         joined = self.request_history(states) + self.request_age(ages)  # (..., R)
         if contexts is not None:
             joined = joined + self.request_context(contexts)
@@ -238,9 +250,9 @@ class Student(nn.Module):
         return users + plain
 
 
-def _fading(length: int) -> Tensor:
+def _fading(items: Tensor) -> Tensor:
     """Return what each position's sum takes of each position's item, shape (T, T)."""
-    steps = torch.arange(length)
+    steps = torch.arange(items.shape[1], device=items.device)
     behind = steps[:, None] - steps
     return torch.where(behind >= 0, FADING ** behind.clamp(min=0), 0.0)
 
@@ -268,9 +280,9 @@ def next_item_loss(
     Parameters
     ----------
     users
-        User vectors, float32, shape (E, W).
+        User vectors, float32, shape (E, M).
     table
-        Item vectors, shape (N + 1, W); row 0 is padding and never an answer.
+        Item vectors, shape (N + 1, M); row 0 is padding and never an answer.
     targets, weights
         The true rows, int64, and what each counts for, float32, shape (E,).
     among
@@ -292,7 +304,7 @@ def next_item_loss(
         hard = weights * (1 - teacher.share)
         soft = weights * teacher.share * teacher.temperature**2
     if negatives is None:
-        rows = torch.arange(1, len(table)) if among is None else among
+        rows = torch.arange(1, len(table), device=table.device) if among is None else among
         told = None if teacher is None or soft is None else _told(teacher, rows, soft)
         total = cross_entropy_sum(
             users,
@@ -333,7 +345,7 @@ def _told(teacher: TeacherLogits, rows: Tensor, weights: Tensor) -> Soft | None:
 
 def _distances(users: Tensor, table: Tensor, teacher: TeacherLogits) -> Tensor:
     """Return KL(teacher, student) of each example, shape (E,)."""
-    chosen = F.embedding(teacher.candidates, table)  # (E, Kt, W)
+    chosen = F.embedding(teacher.candidates, table)  # (E, Kt, M)
     scores = (chosen @ users[:, :, None])[..., 0]  # (E, Kt)
     scores = scores.masked_fill(teacher.logits <= NEVER, NEVER)
     mine = F.log_softmax(scores / teacher.temperature, -1)
@@ -350,7 +362,7 @@ def unmatched(users: Tensor, theirs: Tensor) -> Tensor:
     Parameters
     ----------
     users, theirs
-        Of the same examples, float32, shape (E, W) and (E, Mt).
+        Of the same examples, float32, shape (E, M) and (E, Mt).
 
     Examples
     --------
@@ -362,7 +374,7 @@ def unmatched(users: Tensor, theirs: Tensor) -> Tensor:
     1.0
     """
     mine, theirs = users - users.mean(0), theirs - theirs.mean(0)
-    own = mine.T @ mine  # (W, W)
+    own = mine.T @ mine  # (M, M)
     ridge = _RIDGE * own.diagonal().mean() + _TINY
     best = torch.linalg.solve(own + ridge * torch.eye(len(own), device=own.device), mine.T @ theirs)
     left = (theirs - mine @ best).square().sum(1)  # (E,)

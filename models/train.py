@@ -12,14 +12,15 @@ The stretch between the cuts also says what retrieves: the network, or weights f
 (`models.linear`) where they find clearly more (`models.retrieval`). The scores are the network's
 in either case.
 
-The same input, seed and thread count give the same file, byte for byte, on one machine.
+It runs on a GPU where there is one; what is returned is on the CPU. There the same input, seed and
+thread count give the same file, byte for byte, on one machine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -31,13 +32,11 @@ from models.dataset import (
     Histories,
     Requests,
     Windows,
-    gap_buckets,
     had_before,
     n_windows,
     pasts_of,
     popularity,
     targets_between,
-    time_bucket,
     time_split,
     training_windows,
 )
@@ -50,6 +49,7 @@ from models.linear_weights import ItemWeights
 from models.optimization import optimization
 from models.retrieval import is_linear_better
 from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
+from models.student_scores import catalogue_scores
 from models.student_start import SEEDED, factors_of, seed_factors, seed_popularity, wanted
 from models.text import encode_texts
 
@@ -177,7 +177,7 @@ def fit_student(
     with deterministic(seed, config.threads):
         student = Student(config.student, n_items)
         seed_popularity(student, popularity(histories, n_items, until_s=cuts[0]))
-        seeds = factors_of(histories, n_items, config.student.width - 1, cuts[0], seed)
+        seeds = factors_of(histories, n_items, config.student.columns - 1, cuts[0], seed)
         seed_factors(student, seeds)
         trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
         epochs = trainer.fit(on_progress or (lambda _: None), teacher)
@@ -196,7 +196,7 @@ def fit_student(
     linear = None
     if is_linear:  # made anew of all that is known: nothing is measured by them any more
         linear = item_weights(*wanted(histories, None), n_items, seed)
-    return Fitted(student, metrics, linear)
+    return Fitted(student.cpu(), metrics, linear)
 
 
 def recover_student(
@@ -217,6 +217,7 @@ def recover_student(
     with deterministic(seed, config.threads):
         trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
         trainer.fit(on_progress or (lambda _: None), teacher)
+    student.cpu()
 
 
 class _Trainer:
@@ -232,8 +233,10 @@ class _Trainer:
         config: TrainConfig,
         seed: int,
     ) -> None:
-        self.student, self.histories, self.config, self.cuts = student, histories, config, cuts
-        self.texts = torch.from_numpy(texts)
+        self.histories, self.config, self.cuts = histories, config, cuts
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.student = student.to(self.device)
+        self.texts = self._tensor(texts)
         self.rng = np.random.default_rng(seed)
         n_batches = -(-n_windows(histories, until_s=cuts[0]) // config.batch_size)
         self.total = config.epochs * n_batches
@@ -246,7 +249,8 @@ class _Trainer:
         )
         counts = popularity(histories, len(texts), until_s=cuts[0])
         self.known = np.flatnonzero(counts)  # rows met in training, S of them
-        self.is_known = torch.from_numpy(counts[1:, None] > 0)  # (N, 1)
+        self.among = self._tensor(self.known)
+        self.is_known = self._tensor(counts[1:, None] > 0)  # (N, 1)
         self.draw = np.sqrt(counts[self.known])  # between uniform and popularity
         self.draw /= self.draw.sum()
         self.validation = targets_between(
@@ -289,33 +293,33 @@ class _Trainer:
                 yield batch._replace(weights=batch.weights * ~had_before(batch))
 
     def _validation_ndcg(self) -> float:
-        score = catalogue_scores(self.student, self.texts.numpy())
+        score = catalogue_scores(self.student, self.texts)
         kept = score if self.config.repeats else of_new(score)
         rank = next_item_ranks(kept, self.histories, self.validation)
         return next_item_metrics(rank)["ndcg@10"]
 
     def _step(self, batch: Windows, teacher: TeacherLogits | None) -> float:
         student = self.student
-        is_kept = torch.rand(len(self.texts), 1) >= student.config.id_dropout
+        picked = batch.weights > 0  # (B, T), E of them
+        is_kept = self._drawn(len(self.texts)) >= student.config.id_dropout
         table = student.item_table(self.texts, keep_ids=(is_kept & self.is_known).float())
-        rows, types, gaps = (torch.from_numpy(x) for x in (batch.rows, batch.types, batch.gaps))
-        states = student.encode(table, rows, types, gaps)  # (B, T, W)
-        weights = torch.from_numpy(batch.weights)
-        picked = weights > 0  # (B, T), E of them
+        rows, types, gaps = map(self._tensor, (batch.rows, batch.types, batch.gaps))
+        states = student.encode(table, rows, types, gaps)  # (B, T, W + M)
         contexts = self._contexts(batch, picked)
-        users = student.users(states[picked], contexts, torch.from_numpy(batch.ages)[picked])
+        ages = self._tensor(batch.ages[picked])
+        users = student.users(states[self._tensor(picked)], contexts, ages)
         had = None
         if not self.config.repeats:
-            had = torch.from_numpy(pasts_of(batch.rows, batch.weights > 0))  # (E, T)
+            had = self._tensor(pasts_of(batch.rows, picked))  # (E, T)
         loss = next_item_loss(
             users,
             table,
-            torch.from_numpy(batch.targets)[picked],
-            weights[picked],
-            among=torch.from_numpy(self.known),
+            self._tensor(batch.targets[picked]),
+            self._tensor(batch.weights[picked]),
+            among=self.among,
             negatives=self._negatives(),
             had=had,
-            teacher=teacher,
+            teacher=None if teacher is None else teacher.on(self.device),
         )
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -324,12 +328,18 @@ class _Trainer:
         self.schedule.step()
         return float(loss.detach())
 
-    def _contexts(self, batch: Windows, picked: Tensor) -> Tensor | None:
+    def _contexts(self, batch: Windows, picked: NDArray[np.bool_]) -> Tensor | None:
         if batch.contexts is None:
             return None
-        scaled = torch.from_numpy(scale_context(batch.contexts[picked.numpy()]))  # (E, C)
-        is_kept = torch.rand(len(scaled), 1) >= self.student.config.context_dropout
-        return scaled * is_kept
+        scaled = self._tensor(scale_context(batch.contexts[picked]))  # (E, C)
+        return scaled * (self._drawn(len(scaled)) >= self.student.config.context_dropout)
+
+    def _drawn(self, n: int) -> Tensor:
+        """Return n numbers of [0, 1), shape (n, 1); the same ones on any device."""
+        return torch.rand(n, 1).to(self.device)
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self.device)
 
     def _negatives(self) -> Negatives | None:
         if len(self.known) <= self.config.full_softmax_items:
@@ -338,29 +348,7 @@ class _Trainer:
         rows = self.rng.choice(self.known, size, p=self.draw)
         log_q = np.zeros(len(self.texts) + 1, np.float32)
         log_q[self.known] = np.log(size * self.draw)
-        return Negatives(torch.from_numpy(rows), torch.from_numpy(log_q))
-
-
-def catalogue_scores(
-    student: Student, texts: NDArray[np.float32]
-) -> Callable[[Requests], NDArray[np.float32]]:
-    """Return a function that scores the whole catalogue for requests, shape (B, N)."""
-    student.eval()
-    with torch.no_grad():
-        table = student.item_table(torch.from_numpy(texts))  # (N + 1, W)
-
-    def score(requests: Requests) -> NDArray[np.float32]:
-        rows, gaps = requests.rows, gap_buckets(requests.rows, requests.age_s)
-        ages = np.where(rows[:, -1] > 0, time_bucket(requests.age_s[:, -1]), 0)
-        inputs = (torch.from_numpy(x) for x in (rows, requests.types, gaps))
-        contexts = torch.from_numpy(scale_context(requests.contexts))
-        with torch.no_grad():
-            newest = student.encode(table, *inputs)[:, -1]  # (B, W)
-            users = student.users(newest, contexts, torch.from_numpy(ages))
-            scores: NDArray[np.float32] = (users @ table[1:].T).numpy()
-        return scores
-
-    return score
+        return Negatives(self._tensor(rows), self._tensor(log_q))
 
 
 def _test_metrics(

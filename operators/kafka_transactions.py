@@ -224,7 +224,7 @@ class Lanes:
             self._check_wanted()
 
     def _ends_in_time(self) -> tuple[int, int]:
-        for _ in attempts(START_SECONDS, f"the offsets of {self._place}"):
+        for _ in attempts(self._give_up_s, f"the offsets of {self._place}"):
             self._check_wanted()
             if (found := self._ends(_LOOK_SECONDS)) is not None:
                 return found
@@ -243,9 +243,10 @@ class Lanes:
             try:
                 found.append(asked[place].result().offset)
             except KafkaException as exception:
-                if is_transient(exception.args[0]):
+                error = exception.args[0]
+                if is_transient(error) or error.code() == KafkaError._NOENT:  # no leader
                     return None
-                raise self._explain(exception.args[0]) from exception
+                raise self._explain(error) from exception
         return found[0], found[1]
 
     def abandon(self) -> None:

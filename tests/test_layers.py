@@ -76,7 +76,12 @@ HOMES = {  # third party -> where it may be imported
     "pyarrow": ("operators/archive_", "flows/archive"),
     "torch": (
         *("models/student.py", "models/train.py", "models/optimization.py", "models/compress.py"),
-        *("models/student_start.py", "models/softmax.py", "models/fading_weights.py"),
+        *(
+            "models/student_start.py",
+            "models/student_scores.py",
+            "models/softmax.py",
+            "models/fading_weights.py",
+        ),
         "models/fusion_training.py",
         *("models/teacher.py", "models/teacher_training.py", "models/distill.py"),
         *("models/teacher_loss.py", "models/teacher_start.py", "models/teacher_checkpoint.py"),

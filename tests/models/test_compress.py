@@ -25,7 +25,7 @@ from models.export import export_student
 from models.features import HISTORY, N_CONTEXT, TEXT_DIM
 from models.serving import MAX_ROWS, StudentScorer
 from models.student import Student, StudentConfig
-from models.train import catalogue_scores
+from models.student_scores import catalogue_scores
 from tests.models.chain import ITEMS, chains
 
 torch.set_num_threads(1)  # shared cores
