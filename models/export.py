@@ -8,9 +8,9 @@ the last layer need not answer at the other 49 (a third of the time saved), nor 
 at positions that none of the next one sees; and every op is one whose rows do not depend on the
 batch around them. A test holds this graph to the torch module.
 
-Inputs  table (N + 1, M) item vectors, row 0 zeros; rows, types, gaps (B, T) int64;
+Inputs  table (N + 1, W) item vectors, row 0 zeros; rows, types, gaps (B, T) int64;
         context (B, C) scaled; age (B,) int64, bucket of the seconds since the last item.
-Output  user (B, M): what an item's vector is multiplied by to score it.
+Output  user (B, W): what an item's vector is multiplied by to score it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,7 @@ def build_onnx(
     """
     graph = Graph(weights, ranges)
     n_in = positions(config)
-    items = graph.op("Gather", "table", "rows")  # (B, T, M)
+    items = graph.op("Gather", "table", "rows")  # (B, T, W)
     tokens = graph.linear(graph.newest(items, n_in[0], HISTORY), "item_in")
     rows, types, gaps = (graph.newest(x, n_in[0], HISTORY) for x in ("rows", "types", "gaps"))
     tokens = graph.op("Add", tokens, graph.op("Gather", graph.weight("kind.weight"), types))
@@ -107,7 +107,7 @@ def build_onnx(
         of_layer = graph.op("Unsqueeze", of_layer, graph.ints(1, 2))  # (B, 1, 1, K)
         x = _layer(graph, config, i, x, of_layer)
     asked = graph.op("Unsqueeze", request(graph), graph.ints(1))  # (B, 1, R)
-    user = user_head(graph, graph.norm(x, "final_norm"), asked)  # (B, 1, M)
+    user = user_head(graph, graph.norm(x, "final_norm"), asked)  # (B, 1, W)
     user = graph.op("Add", user, graph.linear(_pooled(graph, items), "pool"))
     graph.op("Squeeze", user, graph.ints(1), output="user")
     for name in shows:
@@ -174,27 +174,27 @@ def request(graph: Graph) -> str:
 
 
 def user_head(graph: Graph, state: str, asked: str) -> str:
-    """Return the user vector (..., M): where history, context and trigger meet, (..., R)."""
+    """Return the user vector (..., W): where history, context and trigger meet, (..., R)."""
     joined = graph.op("Add", graph.linear(state, "request_history"), asked)
     out = graph.linear(graph.op("Relu", joined), "request_out")
     return graph.op("Add", graph.linear(state, "user_out"), out)
 
 
 def _pooled(graph: Graph, items: str) -> str:
-    """Return the fading sum of the items' vectors, (B, 1, M)."""
+    """Return the fading sum of the items' vectors, (B, 1, W)."""
     fading = FADING ** np.arange(HISTORY - 1, -1, -1, dtype=np.float32)
-    return graph.op("MatMul", graph.constant(fading[None]), items)  # (1, T) by (B, T, M)
+    return graph.op("MatMul", graph.constant(fading[None]), items)  # (1, T) by (B, T, W)
 
 
 def _model(graph: Graph, config: StudentConfig, shows: Sequence[str]) -> onnx.ModelProto:
     value, ints, floats = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
     inputs = [
-        value("table", floats, ["N", config.columns]),
+        value("table", floats, ["N", config.width]),
         *(value(name, ints, ["B", HISTORY]) for name in ("rows", "types", "gaps")),
         value("context", floats, ["B", N_CONTEXT]),
         value("age", ints, ["B"]),
     ]
-    outputs = [value("user", floats, ["B", config.columns])]
+    outputs = [value("user", floats, ["B", config.width])]
     for name in shows:
         rank = 4 if name.endswith((".keys", ".values")) else 3
         outputs.append(value(name, floats, [f"{name} {axis}" for axis in range(rank)]))

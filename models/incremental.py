@@ -117,8 +117,8 @@ class IncrementalScorer:
         self._kept = [np.zeros(shape, np.float32) for shape in shapes for _ in _KINDS]
         self._tokens = np.zeros((capacity, HISTORY), np.int64)
         self._count = np.zeros(capacity, np.int64)  # positions kept, the newest among them
-        self._before = np.zeros((capacity, config.columns), np.float32)  # pooled before the newest
-        self._items = np.zeros((capacity, HISTORY + 1, config.columns), np.float16)  # a ring, too
+        self._before = np.zeros((capacity, config.width), np.float32)  # pooled before the newest
+        self._items = np.zeros((capacity, HISTORY + 1, config.width), np.float16)  # a ring, too
         self.n_steps = self.n_whole = 0
 
     def __len__(self) -> int:
@@ -142,7 +142,7 @@ class IncrementalScorer:
         """
         if len(users) <= MAX_ROWS and len(set(users)) == len(users):
             return self._run(users, asked, item_table)
-        vectors = np.empty((len(users), self._config.columns), np.float32)
+        vectors = np.empty((len(users), self._config.width), np.float32)
         for part in _parts(users):
             own = _of(asked, part)
             vectors[part] = self._run([users[b] for b in part.tolist()], own, item_table)
@@ -156,7 +156,7 @@ class IncrementalScorer:
             "context": scale_context(asked.context),
             "age": np.where(is_known, time_bucket(asked.now_s - asked.time_s[:, -1]), 0),
         }
-        vectors = np.empty((len(users), self._config.columns), np.float32)
+        vectors = np.empty((len(users), self._config.width), np.float32)
         whole = np.flatnonzero(n_steps == 0)
         if len(whole):
             feed = {name: column[whole] for name, column in request.items()}

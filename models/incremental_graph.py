@@ -86,7 +86,7 @@ def _bias_by_phase(distance: NDArray[np.float32], reach: int) -> NDArray[np.floa
 
 def _inputs(config: StudentConfig) -> list[onnx.ValueInfoProto]:
     value, ints, floats = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
-    inputs = [value(name, floats, ["B", config.columns]) for name in ("item", "pooled")]
+    inputs = [value(name, floats, ["B", config.width]) for name in ("item", "pooled")]
     inputs += [value(name, ints, ["B"]) for name in ("kind", "gap", "age")]
     inputs.append(value("context", floats, ["B", N_CONTEXT]))
     for layer in range(config.layers):
@@ -98,7 +98,7 @@ def _inputs(config: StudentConfig) -> list[onnx.ValueInfoProto]:
 
 def _outputs(config: StudentConfig) -> list[onnx.ValueInfoProto]:
     value, floats = helper.make_tensor_value_info, TensorProto.FLOAT
-    outputs = [value("user", floats, ["B", config.columns])]
+    outputs = [value("user", floats, ["B", config.width])]
     for layer in range(config.layers):
         n_heads, _, head = ring_shape(config, layer)
         shape = ["B", n_heads, 1, head]

@@ -60,7 +60,7 @@ class StudentConfig:
     head has `width // heads` columns, pruned or not.
     """
 
-    width: int = 64  # W: columns inside the network
+    width: int = 64  # W, and M: columns of an item vector
     layers: int = 2
     heads: int = 2
     feed_forward: int = 128
@@ -71,7 +71,6 @@ class StudentConfig:
     reach: tuple[int, ...] = ()
     layer_heads: tuple[int, ...] = ()
     layer_feed_forward: tuple[int, ...] = ()
-    vector: int = 0  # M: columns of an item vector; 0: W
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
@@ -83,11 +82,6 @@ class StudentConfig:
                 raise ValueError(f"{name} {sizes}: one number a layer, each at least 1")
         if any(n > HISTORY for n in self.reach):
             raise ValueError(f"reach {self.reach}: no layer sees more than {HISTORY} positions")
-
-    @property
-    def columns(self) -> int:
-        """Columns of an item vector and of a user's, M."""
-        return self.vector or self.width
 
     @property
     def reaches(self) -> tuple[int, ...]:
@@ -187,11 +181,11 @@ class Student(nn.Module):
 
     def __init__(self, config: StudentConfig, n_items: int) -> None:
         super().__init__()
-        width, columns = config.width, config.columns
+        width = config.width
         self.config = config
-        self.ids = nn.Embedding(n_items, columns)
-        self.text = nn.Linear(TEXT_DIM, columns, bias=False)
-        self.item_in = nn.Linear(columns, width, bias=False)
+        self.ids = nn.Embedding(n_items, width)
+        self.text = nn.Linear(TEXT_DIM, width, bias=False)
+        self.item_in = nn.Linear(width, width, bias=False)
         self.kind = nn.Embedding(len(EVENT_TYPES), width)
         self.gap = nn.Embedding(N_BUCKETS, width)
         self.blocks = nn.ModuleList(_Layer(config, i) for i in range(config.layers))
@@ -199,9 +193,9 @@ class Student(nn.Module):
         self.request_history = nn.Linear(width, config.request)
         self.request_context = nn.Linear(N_CONTEXT, config.request, bias=False)
         self.request_age = nn.Embedding(N_BUCKETS, config.request)
-        self.request_out = nn.Linear(config.request, columns, bias=False)
-        self.user_out = nn.Linear(width, columns)
-        self.pool = nn.Linear(columns, columns, bias=False)
+        self.request_out = nn.Linear(config.request, width, bias=False)
+        self.user_out = nn.Linear(width, width)
+        self.pool = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
         self._init_weights()
 
@@ -217,31 +211,31 @@ class Student(nn.Module):
             self.user_out.bias[-1] = 1.0  # the popularity column
 
     def item_table(self, text_vectors: Tensor, *, keep_ids: Tensor | None = None) -> Tensor:
-        """Return the items' vectors below a row of zeros, shape (N + 1, M).
+        """Return the items' vectors below a row of zeros, shape (N + 1, W).
 
         `keep_ids`, float32 of shape (N, 1), is 0 for items that must do with their text.
         """
         own = self.ids.weight if keep_ids is None else self.ids.weight * keep_ids  # (N, W)
-        return F.pad(self.text(text_vectors) + own, (0, 0, 1, 0))  # (N + 1, M)
+        return F.pad(self.text(text_vectors) + own, (0, 0, 1, 0))  # (N + 1, W)
 
     def encode(self, table: Tensor, rows: Tensor, types: Tensor, gaps: Tensor) -> Tensor:
-        """Return the state after each position, shape (B, T, W + M), blind to what follows it.
+        """Return the state after each position, shape (B, T, 2W), blind to what follows it.
 
-        The first W columns are the network's, the others the fading sum of the items' vectors.
+        The first half is the network's, the second the fading sum of the items' vectors.
         """
         length = rows.shape[1]
-        items = F.embedding(rows, table)  # (B, T, M)
+        items = F.embedding(rows, table)  # (B, T, W)
         x = self.item_in(items) + self.kind(types) + self.gap(gaps)  # (B, T, W)
         x = self.dropout(x)
         mask = torch.full((length, length), FUTURE_BIAS, device=x.device).triu(1)  # (T, T)
         mask = mask + torch.where(rows == 0, PAD_BIAS, 0.0)[:, None, None, :]  # (B, 1, T, T)
         for block in self.blocks:
             x = block(x, mask)
-        return torch.cat((self.final_norm(x), _fading(items) @ items), dim=-1)  # (B, T, W + M)
+        return torch.cat((self.final_norm(x), _fading(items) @ items), dim=-1)  # (B, T, 2W)
 
     def users(self, states: Tensor, contexts: Tensor | None, ages: Tensor) -> Tensor:
-        """Return user vectors (..., M) of states (..., W + M), contexts (..., C), ages (...)."""
-        states, pooled = states[..., : self.config.width], states[..., self.config.width :]
+        """Return user vectors (..., W) of states (..., 2W), contexts (..., C), ages (...)."""
+        states, pooled = states.chunk(2, dim=-1)  # (..., W) each
         joined = self.request_history(states) + self.request_age(ages)  # (..., R)
         if contexts is not None:
             joined = joined + self.request_context(contexts)
@@ -280,9 +274,9 @@ def next_item_loss(
     Parameters
     ----------
     users
-        User vectors, float32, shape (E, M).
+        User vectors, float32, shape (E, W).
     table
-        Item vectors, shape (N + 1, M); row 0 is padding and never an answer.
+        Item vectors, shape (N + 1, W); row 0 is padding and never an answer.
     targets, weights
         The true rows, int64, and what each counts for, float32, shape (E,).
     among
@@ -345,7 +339,7 @@ def _told(teacher: TeacherLogits, rows: Tensor, weights: Tensor) -> Soft | None:
 
 def _distances(users: Tensor, table: Tensor, teacher: TeacherLogits) -> Tensor:
     """Return KL(teacher, student) of each example, shape (E,)."""
-    chosen = F.embedding(teacher.candidates, table)  # (E, Kt, M)
+    chosen = F.embedding(teacher.candidates, table)  # (E, Kt, W)
     scores = (chosen @ users[:, :, None])[..., 0]  # (E, Kt)
     scores = scores.masked_fill(teacher.logits <= NEVER, NEVER)
     mine = F.log_softmax(scores / teacher.temperature, -1)
@@ -362,7 +356,7 @@ def unmatched(users: Tensor, theirs: Tensor) -> Tensor:
     Parameters
     ----------
     users, theirs
-        Of the same examples, float32, shape (E, M) and (E, Mt).
+        Of the same examples, float32, shape (E, W) and (E, Mt).
 
     Examples
     --------
@@ -374,7 +368,7 @@ def unmatched(users: Tensor, theirs: Tensor) -> Tensor:
     1.0
     """
     mine, theirs = users - users.mean(0), theirs - theirs.mean(0)
-    own = mine.T @ mine  # (M, M)
+    own = mine.T @ mine  # (W, W)
     ridge = _RIDGE * own.diagonal().mean() + _TINY
     best = torch.linalg.solve(own + ridge * torch.eye(len(own), device=own.device), mine.T @ theirs)
     left = (theirs - mine @ best).square().sum(1)  # (E,)

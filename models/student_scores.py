@@ -24,7 +24,7 @@ def catalogue_scores(
     student.eval()
     device = next(student.parameters()).device
     with torch.no_grad():
-        table = student.item_table(torch.as_tensor(texts, device=device))  # (N + 1, M)
+        table = student.item_table(torch.as_tensor(texts, device=device))  # (N + 1, W)
 
     def score(requests: Requests) -> NDArray[np.float32]:
         rows, gaps = requests.rows, gap_buckets(requests.rows, requests.age_s)
@@ -32,7 +32,7 @@ def catalogue_scores(
         asked = (rows, requests.types, gaps, scale_context(requests.contexts), ages)
         *columns, contexts, ages_of = (torch.from_numpy(own).to(device) for own in asked)
         with torch.no_grad():
-            newest = student.encode(table, *columns)[:, -1]  # (B, W + M)
+            newest = student.encode(table, *columns)[:, -1]  # (B, 2W)
             users = student.users(newest, contexts, ages_of)
             scores: NDArray[np.float32] = (users @ table[1:].T).cpu().numpy()
         return scores

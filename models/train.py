@@ -177,7 +177,7 @@ def fit_student(
     with deterministic(seed, config.threads):
         student = Student(config.student, n_items)
         seed_popularity(student, popularity(histories, n_items, until_s=cuts[0]))
-        seeds = factors_of(histories, n_items, config.student.columns - 1, cuts[0], seed)
+        seeds = factors_of(histories, n_items, config.student.width - 1, cuts[0], seed)
         seed_factors(student, seeds)
         trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
         epochs = trainer.fit(on_progress or (lambda _: None), teacher)
@@ -304,7 +304,7 @@ class _Trainer:
         is_kept = self._drawn(len(self.texts)) >= student.config.id_dropout
         table = student.item_table(self.texts, keep_ids=(is_kept & self.is_known).float())
         rows, types, gaps = map(self._tensor, (batch.rows, batch.types, batch.gaps))
-        states = student.encode(table, rows, types, gaps)  # (B, T, W + M)
+        states = student.encode(table, rows, types, gaps)  # (B, T, 2W)
         contexts = self._contexts(batch, picked)
         ages = self._tensor(batch.ages[picked])
         users = student.users(states[self._tensor(picked)], contexts, ages)

@@ -109,7 +109,8 @@ def test_three_kills_of_learn_learn_each_reward_once(
 
     child, _ = run_through_kills(one_stage, "learn", messages, kills, policy.rows)
     all_learned: Callable[[], bool] = lambda: counts(policy.rows) == counts(expected)  # noqa: E731
-    wait("all rewards", all_learned, [child])
+    if not wait("all rewards", all_learned, [child]):
+        print("learned", counts(policy.rows), "of", counts(expected), one_stage.told())
 
     assert child.stop() == 0
     found, truth = learned(list(newest(policy.close()).values())), learned(expected)
