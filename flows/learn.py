@@ -187,18 +187,20 @@ def signals_by_shard(learned: list[tuple[str, Any]]) -> list[tuple[str, ItemSign
 def policy_records(rows: list[tuple[str, PolicyShard]]) -> list[Keyed]:
     """Encode learners' rows, keyed by shard.
 
-    A release that changes the columns begins at version 1 again: the columns are in the id, so
-    that `TableSink` does not take its rows for old ones.
+    What makes a row old for `TableSink` is that it holds fewer rewards. Versions count corrections
+    too, and how many there are depends on which of two topics came first: a replay that hears a
+    response before its silence is learned ends at a lower version, and its last rows would be
+    withheld. A release that changes the columns begins at no rewards again: they are in the id.
     """
     records = []
     for _key, row in rows:
-        record_id = f"{row.shard}:{_of_columns(row)}:{row.version}"
+        record_id = f"{row.shard}:{_of_columns(row)}:rewards:{row.n_rewards}"
         records.append(_record(row.shard, record_id, encode(row), "push.policy.v1", row.time_ms))
     return records
 
 
 def _of_columns(row: PolicyShard) -> str:
-    """Return what a learner's versions count for: its columns, and which learner it is."""
+    """Return what a learner's rewards count for: its columns, and which learner it is."""
     return row.feature_spec if row.policy_id == LINEAR else f"{row.feature_spec}-{row.policy_id}"
 
 

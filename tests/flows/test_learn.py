@@ -11,6 +11,7 @@ from bytewax.testing import TestingSink, TestingSource
 from flows import learn
 from models.arms import ARM, N_POLICY_CONTEXT, D, design, policy_spec_hash
 from models.posterior import unpack_lower, unpack_vector
+from operators.kafka_standing import Versions
 from operators.messages import Action, Decision, Event, Feedback, Learning, PolicyShard
 from operators.policy_table import PolicyTable
 from tests.conftest import T0_MS, decision, event
@@ -80,6 +81,19 @@ def test_a_late_open_corrects_the_zero_that_was_learned(tmp_path: Path) -> None:
 
     assert moment(found) == pytest.approx(x_of(first))
     assert sum(row.n_rewards for row in found) == 1
+
+
+def test_a_replay_that_needed_no_correction_is_not_taken_for_an_older_row(tmp_path: Path) -> None:
+    first, later = sent("d1", "u1"), sent("d3", "u5", T0_MS + 5 * HOUR_MS)
+    opened = feedback("d1", "u1", "opened", T0_MS + 60_000)
+    [corrected] = rows([first, later, opened], tmp_path / "live")
+    [at_once] = rows([first, opened, later], tmp_path / "replay")
+    [(_, there), (_, replayed)] = learn.policy_records([("", corrected), ("", at_once)])
+    standing = Versions()
+    standing.note(there.id.encode())
+
+    assert (corrected.version, at_once.version) == (2, 1)
+    assert not standing.withholds(replayed.id, replayed.value)
 
 
 def test_feedback_twice_is_learned_once(tmp_path: Path) -> None:
