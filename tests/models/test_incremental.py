@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from models.checkpoint import write_model
+from models.dataset import time_bucket
 from models.export import export_student
 from models.features import HISTORY, N_CONTEXT
-from models.incremental import Asked, IncrementalScorer, Parts, incremental_parts
+from models.incremental import Asked, IncrementalScorer, incremental_parts
+from models.incremental_kernel import _bucket
 from models.serving import StudentScorer
 from models.student import Student, StudentConfig
 from models.text import encode_texts
@@ -104,19 +106,20 @@ def test_events_one_by_one_give_what_the_whole_history_gives(
     assert scorer.n_steps == N_USERS * (2 * HISTORY + 4)
 
 
-def test_few_new_events_are_steps_and_many_are_a_whole_history(world: World) -> None:
+def test_new_events_are_steps_as_long_as_one_before_them_is_left(world: World) -> None:
     scorer = IncrementalScorer(world.parts, 32)
     for _ in range(70):
         world.event("a")
     world.check(scorer, ["a"])
-    for _ in range(3):
+    for n_new in (3, 9, HISTORY - 2):
+        for _ in range(n_new):
+            world.event("a")
+        world.check(scorer, ["a"])
+    assert (scorer.n_whole, scorer.n_steps) == (1, HISTORY + 10)
+    for _ in range(HISTORY):
         world.event("a")
     world.check(scorer, ["a"])
-    assert (scorer.n_whole, scorer.n_steps) == (1, 3)
-    for _ in range(4):
-        world.event("a")
-    world.check(scorer, ["a"])
-    assert (scorer.n_whole, scorer.n_steps) == (2, 3)
+    assert (scorer.n_whole, scorer.n_steps) == (2, HISTORY + 10)
 
 
 def test_an_action_that_takes_the_newest_place_is_one_step(world: World) -> None:
@@ -211,9 +214,47 @@ def test_a_student_that_looks_back_further_than_a_window_is_refused() -> None:
         incremental_parts(make_student(replace(NARROW, reach=(43, 8))))
 
 
-def test_a_damaged_network_and_too_little_room_are_refused(world: World) -> None:
-    broken = Parts(NARROW, world.parts.whole, world.parts.step[:-40])
-    with pytest.raises(Exception, match="cannot load the network"):
-        IncrementalScorer(broken, 32)
+def test_bits_depend_on_the_history_only(world: World) -> None:
+    kept, alone = IncrementalScorer(world.parts, 32), IncrementalScorer(world.parts, 32)
+    for turn in range(HISTORY):
+        for user in USERS:
+            for _ in range(world.rng.integers(0, 4) if turn else 1):
+                world.event(user)
+        item, _, second = world.events["u0"][-1]
+        world.events["u0"][-1] = (item, turn % 12 + 1, second)
+        asked = world.asked(USERS)
+        found = kept.user_vectors(USERS, asked, world.table)
+        rebuilt = IncrementalScorer(world.parts, 32).user_vectors(USERS, asked, world.table)
+        assert found.tobytes() == rebuilt.tobytes()
+        one = alone.user_vectors(USERS[:1], Asked(*(column[:1] for column in asked)), world.table)
+        assert one.tobytes() == found[:1].tobytes()
+    assert kept.n_whole == N_USERS
+
+
+def test_times_fall_in_the_buckets_of_training() -> None:
+    borders = [2**n + more for n in range(40) for more in (-2, -1, 0)]
+    found = [_bucket(seconds) for seconds in (-5, 0, *borders)]
+    assert found == time_bucket(np.array([-5, 0, *borders])).tolist()
+
+
+def test_what_does_not_fit_is_refused_and_changes_nothing(world: World) -> None:
     with pytest.raises(ValueError, match="room for 8 users"):
         IncrementalScorer(world.parts, 8)
+    scorer = IncrementalScorer(world.parts, 32)
+    for _ in range(9):
+        world.event("a")
+    world.check(scorer, ["a"])
+    world.event("a")
+    asked = world.asked(["a"])
+    for column, wrong in (("items", N_ITEMS + 1), ("items", -1), ("types", 99)):
+        broken = asked._replace(**{column: np.where(asked.items > 0, wrong, 0)})
+        with pytest.raises(IndexError, match=r"not in the table|no code"):
+            scorer.user_vectors(["a"], broken, world.table)
+    with pytest.raises(ValueError, match="not float16"):
+        scorer.user_vectors(["a"], asked, world.table.astype(np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="item vectors of 63"):
+        scorer.user_vectors(["a"], asked, world.table[:, 1:])
+    with pytest.raises(ValueError, match="not of 2 users"):
+        scorer.user_vectors(["a", "b"], asked, world.table)
+    world.check(scorer, ["a"])
+    assert (scorer.n_whole, scorer.n_steps) == (1, 1)
