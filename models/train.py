@@ -67,6 +67,7 @@ class TrainConfig:
     batch_size: int = 32  # windows of T targets
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
+    taught_dropout: float = 0.1  # of a student with a teacher, who keeps it from learning by heart
     averaging: float = 0.98  # of the weights' average: what a step keeps of it; 0: no average
     validation: float = 0.1  # share of events
     test: float = 0.1  # share of events, the newest
@@ -175,7 +176,8 @@ def fit_student(
     n_items = len(texts)
     cuts = time_split(histories, validation=config.validation, test=config.test)
     with deterministic(seed, config.threads):
-        student = Student(config.student, n_items)
+        dropout = config.student.dropout if teacher is None else config.taught_dropout
+        student = Student(replace(config.student, dropout=dropout), n_items)
         seed_popularity(student, popularity(histories, n_items, until_s=cuts[0]))
         seeds = factors_of(histories, n_items, config.student.width - 1, cuts[0], seed)
         seed_factors(student, seeds)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.checkpoint import read_model
 from models.dataset import Histories, Windows, build_histories
 from models.features import CANDIDATES, EVENT_CODE, HISTORY, N_CONTEXT
 from models.serving import StudentScorer
@@ -226,6 +227,17 @@ def test_weights_retrieve_where_the_network_does_clearly_worse(tmp_path: Path) -
         is_worse = found["retrieval_network@100"] < found["retrieval_linear@100"] - 0.1
         assert is_worse == (teacher is mislead)
         assert (StudentScorer(result.path).linear is not None) == is_worse
+
+
+def test_a_student_with_a_teacher_drops_less(tmp_path: Path) -> None:
+    config = TrainConfig(student=SMALL, epochs=1, batch_size=32, taught_dropout=0.0)
+    dropouts = []
+    for teacher in (None, lambda _: None):
+        path = tmp_path / "m"
+        train_student(planted(), ITEMS, TEXTS, path=path, config=config, teacher=teacher)
+        dropouts.append(read_model(path)[1].config["dropout"])
+
+    assert dropouts == [0.1, 0.0]
 
 
 def test_nothing_to_train_on_is_said() -> None:
