@@ -139,7 +139,6 @@ def _layer(graph: Graph, config: StudentConfig, layer: int, x: str, pad: str) ->
         _heads(graph, graph.linear(source, f"{name}.qkv", slice(at, at + columns)), head)
         for at, source in zip(range(0, 3 * columns, columns), (asking, normed, normed), strict=True)
     )  # (B, H, Q or K, A/H)
-    graph.shown[f"{name}.keys"], graph.shown[f"{name}.values"] = k, v
     logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 3, 2]))  # (B, H, Q, K)
     logits = graph.op("Mul", logits, graph.constant(np.float32(head**-0.5)))
     distance = distance_bias(graph.weights[f"{name}.distance"], config.reaches[layer])
@@ -196,6 +195,5 @@ def _model(graph: Graph, config: StudentConfig, shows: Sequence[str]) -> onnx.Mo
     ]
     outputs = [value("user", floats, ["B", config.width])]
     for name in shows:
-        rank = 4 if name.endswith((".keys", ".values")) else 3
-        outputs.append(value(name, floats, [f"{name} {axis}" for axis in range(rank)]))
+        outputs.append(value(name, floats, [f"{name} {axis}" for axis in range(3)]))
     return finished(graph, inputs, outputs)

@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from models.export import weights_of
 from models.features import HISTORY, scale_context
-from models.incremental_kernel import RING, advance, layout, packed
+from models.incremental_kernel import advance
+from models.incremental_weights import RING, layout, packed
 from models.serving import MAX_ROWS
 from models.student import Student, StudentConfig
 

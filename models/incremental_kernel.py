@@ -2,7 +2,7 @@
 
 Reads   a student's weights, histories, and keys and values where they are kept.
 Emits   user vectors, and the keys and values of new positions, each in its place.
-Owns    the layout of weights and of what is kept, and which of it a history still fits.
+Owns    which of what is kept a history still fits. How weights lie: `models.incremental_weights`.
 
 Compiled by Numba, for at this size calls are what costs: a position is 90,000 multiplications, some
 5 µs, where an operator of ONNX Runtime or NumPy takes 1 to 4 µs before its first. Keys and values
@@ -21,13 +21,17 @@ from numba import njit
 from numpy.typing import NDArray
 
 from models.dataset import N_BUCKETS
-from models.export import positions
 from models.features import EVENT_TYPES, FADING, HISTORY
-from models.onnx_graph import Weights
-from models.student import StudentConfig
-
-# Columns of `layout`, a row a layer.
-_REACH, _HEADS, _COLUMNS, _HIDDEN, _KEYS, _ANSWERS, RING, _WEIGHTS = range(8)
+from models.incremental_weights import (
+    ANSWERS,
+    COLUMNS,
+    HEADS,
+    HIDDEN,
+    KEYS,
+    REACH,
+    RING,
+    WEIGHTS,
+)
 
 _FEWER_BITS = np.int64(13)  # that float16 has for the fraction
 _HALF_BITS = np.int64(-0x70002000)  # sign, and exponent and fraction of a float16, in a float32
@@ -41,52 +45,6 @@ Floats = NDArray[np.float32]
 
 # Sums may be added up in another order than written, but always the same: without it no vectors.
 _compiled = njit(cache=True, fastmath={"reassoc", "nsz", "contract"})
-
-
-def layout(config: StudentConfig) -> Rows:
-    """Return where what is of each layer starts, and its sizes; shape (L + 1, 8).
-
-    The last row tells how long what is kept of a user is, and where the weights after the layers
-    start.
-    """
-    width, needed = config.width, positions(config)
-    head = width // config.heads
-    rows, ring = [], 0
-    weights = width * (width + 1 + _N_TYPES + N_BUCKETS)
-    sizes = zip(config.reaches, config.head_counts, config.hidden_counts, strict=True)
-    for layer, (reach, n_heads, hidden) in enumerate(sizes):
-        columns = n_heads * head  # A
-        rows.append([reach, n_heads, columns, hidden, *needed[layer : layer + 2], ring, weights])
-        ring += 2 * reach * columns
-        weights += 4 * width + 3 * columns * (width + 1) + n_heads * reach
-        weights += (columns + 1) * width + (width + 1) * hidden + (hidden + 1) * width
-    return np.array([*rows, [0, 0, 0, 0, 0, 0, ring, weights]], np.int64)
-
-
-def packed(weights: Weights, config: StudentConfig) -> Floats:
-    """Return a student's weights one after another, as they are read."""
-
-    def linear(name: str) -> list[NDArray[np.float32]]:
-        matrix = weights[f"{name}.weight"]
-        return [matrix.T, weights.get(f"{name}.bias", np.zeros(len(matrix), np.float32))]
-
-    def norm(name: str) -> list[NDArray[np.float32]]:
-        return [weights[f"{name}.weight"], weights[f"{name}.bias"]]
-
-    parts = [*linear("item_in"), weights["kind.weight"], weights["gap.weight"]]
-    head = config.width // config.heads
-    for layer, reach in enumerate(config.reaches):
-        name = f"blocks.{layer}"
-        matrix, bias = (part.copy() for part in linear(f"{name}.qkv"))
-        for asking in (matrix.T, bias):
-            asking[: config.head_counts[layer] * head] *= np.float32(head**-0.5)
-        parts += [*norm(f"{name}.attention_norm"), matrix, bias]
-        parts += [weights[f"{name}.distance"][:, :reach], *linear(f"{name}.out")]
-        parts += [*norm(f"{name}.forward_norm"), *linear(f"{name}.up"), *linear(f"{name}.down")]
-    parts += [*norm("final_norm"), *linear("request_history"), *linear("request_context")]
-    parts += [weights["request_age.weight"], *linear("request_out"), *linear("user_out")]
-    parts += linear("pool")
-    return np.concatenate([np.ascontiguousarray(part).ravel() for part in parts])
 
 
 @_compiled
@@ -114,7 +72,7 @@ def advance(
     Parameters
     ----------
     weights, layers
-        From `packed` and `layout`.
+        From `models.incremental_weights`, `packed` and `layout`.
     n_hidden
         Hidden width where context and history meet, R.
     kept, kept_tokens, counts
@@ -165,12 +123,12 @@ def advance(
         x = states[:n_due]
         _start(weights, table, items, types, tokens, time_s, due, at, x)
         for layer in range(len(layers) - 1):
-            if n_after < layers[layer, _KEYS]:
-                is_asking = n_after < layers[layer, _ANSWERS]
+            if n_after < layers[layer, KEYS]:
+                is_asking = n_after < layers[layer, ANSWERS]
                 _run_layer(weights, layers[layer], kept, counts, due_places, is_asking, x)
         for n in range(n_due):
             counts[due_places[n]] += 1
-    _meet(weights, layers[-1, _WEIGHTS], n_hidden, states, pooled, context, age, vectors)
+    _meet(weights, layers[-1, WEIGHTS], n_hidden, states, pooled, context, age, vectors)
     return n_steps, n_whole
 
 
@@ -266,8 +224,8 @@ def _run_layer(
     x: Floats,
 ) -> None:
     """Keep positions' keys and values; where they are asked, take x (n, W) through the layer."""
-    reach, n_heads, columns = sizes[_REACH], sizes[_HEADS], sizes[_COLUMNS]
-    normed, at = _norm(weights, sizes[_WEIGHTS], x)
+    reach, n_heads, columns = sizes[REACH], sizes[HEADS], sizes[COLUMNS]
+    normed, at = _norm(weights, sizes[WEIGHTS], x)
     flat = np.zeros((len(x), 3 * columns), np.float32)
     at = _add_linear(weights, at, normed, flat)
     qkv = flat.reshape(len(x), 3, n_heads, -1)
@@ -286,7 +244,7 @@ def _run_layer(
     if is_asking:
         at = _add_linear(weights, at + n_heads * reach, mixed.reshape(len(x), -1), x)
         normed, at = _norm(weights, at, x)
-        hidden = np.zeros((len(x), sizes[_HIDDEN]), np.float32)
+        hidden = np.zeros((len(x), sizes[HIDDEN]), np.float32)
         at = _add_linear(weights, at, normed, hidden)
         _cut(hidden)
         _add_linear(weights, at, hidden, x)

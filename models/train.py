@@ -12,8 +12,8 @@ The stretch between the cuts also says what retrieves: the network, or weights f
 (`models.linear`) where they find clearly more (`models.retrieval`). The scores are the network's
 in either case.
 
-It runs on a GPU where there is one; what is returned is on the CPU. There the same input, seed and
-thread count give the same file, byte for byte, on one machine.
+It runs on a GPU where there is one; what is returned is on the CPU. Trained on a CPU, the same
+input, seed and thread count give the same file, byte for byte, on one machine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
