@@ -4,6 +4,7 @@ import gc
 import re
 
 import pytest
+from confluent_kafka import KafkaError
 
 from operators.embedded import EmbeddedBroker
 from operators.kafka import (
@@ -15,7 +16,7 @@ from operators.kafka import (
     topic_drift,
     touch_topics,
 )
-from operators.kafka_client import count_partitions, open_consumer
+from operators.kafka_client import count_partitions, is_transient, open_consumer
 from operators.kafka_sink import PartitionWriter, murmur2
 from tests.conftest import free_port
 from tests.contracts.kafka import Broker, KafkaContract, record
@@ -94,6 +95,16 @@ def test_start_says_what_it_waits_for_and_then_gives_up_with_a_mend(
         count_partitions(consumer, "push.events.v1", "here", wait_s=0.3)
 
     assert "waiting up to 0 s for topic push.events.v1 at here" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["_TRANSPORT", "_DESTROY_BROKER", "NOT_LEADER_FOR_PARTITION"])
+def test_trouble_of_a_cluster_whose_nodes_come_and_go_is_waited_out(name: str) -> None:
+    assert is_transient(KafkaError(getattr(KafkaError, name)))
+
+
+@pytest.mark.parametrize("name", ["_AUTHENTICATION", "TOPIC_AUTHORIZATION_FAILED", "_FATAL"])
+def test_trouble_that_waiting_does_not_mend_is_not_waited_out(name: str) -> None:
+    assert not is_transient(KafkaError(getattr(KafkaError, name)))
 
 
 def test_record_that_is_not_delivered_stops_the_sink() -> None:
