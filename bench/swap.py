@@ -32,6 +32,7 @@ from operators.messages import ModelCard, ModelRef
 _SHARE = 0.2
 _LIMIT_MS = 100.0  # of issue 6: no decision slower because of a change
 _TAKEN_UP_S = 30.0
+_WARM_S = 60.0
 
 
 def another(path: Path) -> ModelRef:
@@ -94,9 +95,10 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05, help="of events that fire")
     parser.add_argument("--seconds", type=float, default=40.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=2, help="of each kind")
+    parser.add_argument("--partitions", type=int, default=4, help="of each topic")
     parser.add_argument("--real", action="store_true", help="on a real broker")
     arguments = parser.parse_args()
-    options = Options(is_real=arguments.real)
+    options = Options(is_real=arguments.real, partitions=arguments.partitions)
     load = load_of(arguments.users, arguments.share, arguments.rate)
     runs: dict[str, list[Measured]] = {"still": [], "changing": []}
     with tempfile.TemporaryDirectory() as folder, broker(options) as client:
@@ -111,7 +113,7 @@ def main() -> None:
                 for kind, of in runs.items():
                     # Begin with the first model alone, whatever the run before has left.
                     rollout.write(on.settings, rollout.served(None, first))
-                    on.start()
+                    on.restart(load, has_recovery=True)
                     if kind == "changing":
                         with changing(on, other, arguments.seconds):
                             of.append(measure(on, load, arguments.rate, arguments.seconds))

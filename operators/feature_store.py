@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
+import msgspec
 import orjson
 import redis
 from redis.backoff import NoBackoff
@@ -61,6 +62,12 @@ end
 return foreign
 """
 _redis_failures = FALLBACKS.labels("redis")
+# A fifth of the time that orjson takes for a dictionary: the thread that writes keeps the flow's
+# own waiting for as long, once in `flush_ms`.
+_Features: Final = msgspec.defstruct(
+    "_Features", [("time_ms", int), ("spec", str), *((name, float) for name in CONTEXT)]
+)
+_ENCODER: Final = msgspec.json.Encoder()
 
 
 class StoreUnavailableError(Exception):
@@ -102,8 +109,7 @@ def encode_features(row: FeatureRow, spec: str) -> bytes:
     >>> encode_features(row, "abc")[:50]
     b'{"time_ms":5,"spec":"abc","session_events":1.5,"se'
     """
-    named = dict(zip(CONTEXT, row.context, strict=True))
-    return orjson.dumps({"time_ms": row.time_ms, "spec": spec, **named})
+    return _ENCODER.encode(_Features(row.time_ms, spec, *row.context))
 
 
 class MemoryStore:

@@ -160,9 +160,9 @@ def test_close_says_that_rows_were_lost() -> None:
 def test_bug_in_the_writer_stops_the_flow() -> None:
     buffered = BufferedStore(MemoryStore(), clock=time.monotonic, flush_ms=1)
     buffered.put_features([FeatureRow("u1", 1, [1.0])])  # too few columns
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(TypeError, match="argument"):
         buffered.flush(WAIT_S)
-    with pytest.raises(ValueError, match="shorter"):
+    with pytest.raises(TypeError, match="argument"):
         buffered.put_features([feature_row("u1", 1.0)])
 
 
