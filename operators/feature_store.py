@@ -62,7 +62,7 @@ end
 return foreign
 """
 _redis_failures = FALLBACKS.labels("redis")
-# A fifth of the time that orjson takes for a dictionary: the thread that writes keeps the flow's
+# A quarter of the time that orjson takes for a dictionary: the thread that writes keeps the flow's
 # own waiting for as long, once in `flush_ms`.
 _Features: Final = msgspec.defstruct(
     "_Features", [("time_ms", int), ("spec", str), *((name, float) for name in CONTEXT)]
@@ -219,9 +219,9 @@ class RedisStore:
 
     Notes
     -----
-    A script for each 100 rows, which Redis must allow us (EVALSHA, SCRIPT LOAD): 9 us a row of one
-    core with the encoding and 9 us a decision of 8 KB, where a pipeline of commands took 15 and
-    41; the flow's own thread waits for what this one uses. A decision that meets a key of another
+    A script for each 100 rows, which Redis must allow us (EVALSHA, SCRIPT LOAD): 8 us a row of one
+    core with the encoding (slow machine) and 9 us a decision of 8 KB, where a pipeline of commands
+    took 15 and 41; the flow's own thread waits for what this one uses. A decision that meets a key of another
     type is left out and counted, for to try again would not help. One Redis or one with replicas,
     no cluster: the keys of a script lie in many slots.
     """
