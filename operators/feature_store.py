@@ -221,9 +221,9 @@ class RedisStore:
     -----
     A script for each 100 rows, which Redis must allow us (EVALSHA, SCRIPT LOAD): 8 us a row of one
     core with the encoding (slow machine) and 9 us a decision of 8 KB, where a pipeline of commands
-    took 15 and 41; the flow's own thread waits for what this one uses. A decision that meets a key of another
-    type is left out and counted, for to try again would not help. One Redis or one with replicas,
-    no cluster: the keys of a script lie in many slots.
+    took 15 and 41; the flow's own thread waits for what this one uses. A decision that meets a key
+    of another type is left out and counted, for to try again would not help. One Redis or one with
+    replicas, no cluster: the keys of a script lie in many slots.
     """
 
     def __init__(
