@@ -10,6 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import orjson
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -121,8 +122,10 @@ def _table(report: dict[str, Any]) -> Table:
     """Return what each way is worth on each kind of request."""
     cost = report["seconds_a_title"]
     took = "all from the cache" if cost is None else f"{cost:.3f} s a title"
-    made = Table(title=f"{report['data']}: {report['llm']} beside the sequence teacher, {took}")
-    numbers = ("requests", "asked", "teacher", "llm", "gain of NDCG@10", "95%", "random", "used")
+    title = f"{report['data']}: {report['llm']} beside the sequence teacher, {took}"
+    # Narrow: a terminal of 80 columns shows whole numbers.
+    made = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
+    numbers = ("of", "asked", "teacher", "llm", "gain of\nNDCG@10", "95%", "random", "used")
     for column in ("kind", "way", *numbers):
         made.add_column(column, justify="left" if column in ("kind", "way") else "right")
     for name, ways in report["slices"].items():
@@ -132,7 +135,7 @@ def _table(report: dict[str, Any]) -> Table:
                 *(name, way, f"{own['requests']:,}", f"{own['asked']:,}"),
                 *(f"{own[who]['value']:.4f}" for who in ("teacher", "llm")),
                 f"{gain['value']:+.4f}",
-                f"{gain['low']:+.4f} - {gain['high']:+.4f}",
+                f"{gain['low']:+.3f} to {gain['high']:+.3f}",
                 *(f"{own['chance']:.4f}", "yes" if own["used"] else "no"),
             )
     return made
