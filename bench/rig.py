@@ -32,9 +32,9 @@ from operators.kafka_sink import Writer
 from operators.kafka_tables import Reader
 
 _KAFKA = Path(__file__).parent.parent / "deploy" / "kafka" / "kafka"
-# As brokers run where they are not for tests: all of Java's compiler, and room for a minute of what
-# 2,000 events a second leave to be collected. Each collection stops the broker for 30 to 90 ms, and
-# with less room, or by G1 on these two cores, they come so often that they were our p99.
+# As brokers run where they are not for tests: all of Java's compiler, and room for half a minute of
+# what 2,000 events a second leave behind. A collection stops the broker for 40 to 54 ms here; with
+# the memory of the tests, or by G1 on two cores, one comes each few seconds.
 _AS_SERVED = "-XX:TieredStopAtLevel=4 -Xms1g -Xmx1g -Xmn640m"
 _EVENTS = "push.events.v1"
 # What producers wait by default to fill a batch, Java's since Kafka 4.0 and librdkafka's: our own

@@ -32,7 +32,7 @@ from operators.messages import ModelCard, ModelRef
 _SHARE = 0.2
 _LIMIT_MS = 100.0  # of issue 6: no decision slower because of a change
 _TAKEN_UP_S = 30.0
-_WARM_S = 60.0
+_WARM_S = 60.0  # a Java that has just started compiles for about so long
 
 
 def another(path: Path) -> ModelRef:
@@ -108,7 +108,7 @@ def main() -> None:
             assert card is not None
             first = rollout.ref_of(Path(card.path))
             on.warm(load)
-            measure(on, load, arguments.rate, 5.0)  # warms the broker
+            measure(on, load, arguments.rate, _WARM_S if options.is_real else 5.0)
             for _ in range(arguments.rounds):
                 for kind, of in runs.items():
                     # Begin with the first model alone, whatever the run before has left.
