@@ -97,7 +97,7 @@ HOMES = {  # third party -> where it may be imported
     "PIL": ("models/media_encoders.py",),
     "soundfile": ("models/media_encoders.py",),
     "faiss": ("models/vector_index.py",),
-    "numba": ("models/incremental_kernel.py",),
+    "numba": ("models/compiled.py", "models/incremental_kernel.py"),
     "onnxruntime": ("models/",),
     "river": ("models/",),
     "implicit": ("models/baselines.py",),
