@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
+from models.action_set import best_places
 from models.arm_features import INPUT, arm_columns
 from models.arm_inputs import arm_inputs
 from models.arms import N_ARM, N_NEURAL, SOURCE_CODE, SOURCES
@@ -65,11 +66,6 @@ class _Answer(NamedTuple):
     neural: NDArray[np.float32] | None = None  # (K, N_NEURAL), of a student and where asked for
 
 
-# Reciprocal-rank fusion of the student's order (weight 1) with the candidates' own: the policy
-# gets what either is sure of. On online-retail one of the first ten is in the next invoice in
-# 35.9% of cases so, and was in 30.0% by the student's order alone (`python -m bench.retail`).
-_RRF: Final = 60
-_FUSED_WEIGHT: Final = 2.0
 _EXPLORED: Final = SOURCE_CODE["explore"]
 _CANDIDATES: Final = [metrics.CANDIDATES.labels(name) for name in SOURCES]
 _ARMS: Final = [metrics.ARMS.labels(name) for name in SOURCES]
@@ -305,31 +301,14 @@ class Ranker:
 
     def _best(self, found: list[Found], scores: NDArray[np.float32]) -> list[_Set]:
         """Return the action set of each trigger: the best by the student and the sources fused."""
-        order = np.argsort(-scores, axis=1, kind="stable")  # (B, K); padding comes last
-        ranks = np.argsort(order, axis=1)  # the order, the other way round
-        worth = 1 / (_RRF + ranks) + _FUSED_WEIGHT / (_RRF + np.arange(order.shape[1]))
-        worth[np.isneginf(scores)] = 0.0
-        best = self._cut(found, np.argsort(-worth, axis=1, kind="stable"))  # (B, <= K)
+        size = self._action_set
+        shares = explored_places([one.query.seed for one in found], self._explore_share, size)
         sets = []
-        for one, kept, own in zip(found, best, scores, strict=True):
-            top = kept[: len(one.rows)]
+        for one, all_scores, n_explored in zip(found, scores, shares, strict=True):
+            own = all_scores[: len(one.rows)]
+            top = best_places(own, one.sources == _EXPLORED, n_explored, size)
             sets.append(_Set(one.rows[top], one.sources[top], one.scores[top], own[top]))
         return sets
-
-    def _cut(self, found: list[Found], order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the first `action_set` columns of an order, (B, K), some given to the explored."""
-        share, size = self._explore_share, self._action_set
-        if not share or order.shape[1] <= size:
-            return order[:, :size]
-        is_explored = np.zeros(order.shape, np.bool_)
-        for b, one in enumerate(found):
-            is_explored[b, : len(one.rows)] = one.sources == _EXPLORED
-        sets = np.arange(len(order))[:, None]
-        is_explored = is_explored[sets, order]
-        places = np.array(explored_places([one.query.seed for one in found], share, size))
-        is_first = is_explored & (np.cumsum(is_explored, axis=1) <= places[:, None])
-        chosen = np.sort(np.argsort(~is_first, axis=1, kind="stable")[:, :size], axis=1)
-        return order[sets, chosen]
 
     def _tell_cosines(self, query: Query, rows: NDArray[np.int64], inputs: Floats) -> None:
         """Put in how near items, rows (K,), are to what a user asked for, and writes of."""
