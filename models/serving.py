@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from models.checkpoint import ModelFileError, ModelMismatchError, checksum, read_model
 from models.dataset import N_BUCKETS, gap_buckets, time_bucket
 from models.features import CANDIDATES, EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
+from models.item_scores import scores_of
 from models.item_vectors import widened
 
 __all__ = ["ModelFileError", "ModelMismatchError", "StudentScorer", "checksum"]
@@ -160,10 +161,7 @@ class StudentScorer:
 
         `candidate_rows`, shape (B, K), are rows of the table; 0 is padding and gets -inf.
         """
-        # Not BLAS: there a product's last bits depend on its place among the others.
-        vectors = widened(item_table[candidate_rows])
-        scores = np.einsum("bkm,bm->bk", vectors, user_vectors)
-        return np.where(candidate_rows > 0, scores, np.float32(-np.inf))
+        return scores_of(item_table, user_vectors, candidate_rows)
 
     def _run(self, table: Table, columns: Columns, rows_per_call: int) -> NDArray[np.float32]:
         n_users = len(columns["rows"])
