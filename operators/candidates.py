@@ -32,8 +32,8 @@ from models.item_rows import ItemRows
 from models.merging import RRF, Merger
 from models.neighbour_source import NeighbourSource
 from models.repeat_source import RepeatSource
+from models.retrieval_kernels import WEIGHT_UNIT
 from models.sources import (
-    WEIGHT_UNIT,
     ContentSource,
     Query,
     Rows,
@@ -307,9 +307,9 @@ def _query(
         time_ms=trigger.time_ms,
         recent=recent[0],
         weights=recent[1],
-        history=history,
-        types=behind.types[:n_history],
-        age_s=behind.age_s[:n_history],
+        history=np.array(history, np.int64),
+        types=np.array(behind.types[:n_history], np.int64),
+        age_s=np.array(behind.age_s[:n_history], np.int64),
         cart=cart,
         country=items.countries.get(profile.country) if profile else 0,
         category=items.categories.get(trigger.category),

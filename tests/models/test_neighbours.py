@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.features import TEXT_DIM
-from models.neighbours import best_of, best_rows, dot, mean_directions, order_of_each, to_grid
+from models.neighbours import best_of, best_rows, dot, in_steps, mean_direction, order_of_each, to_grid
 
 
 def vectors(n: int, seed: int = 0) -> np.ndarray:
@@ -37,14 +37,20 @@ def test_the_grid_moves_a_column_by_less_than_a_four_thousandth() -> None:
 @given(st.permutations(range(30)))
 def test_a_mean_direction_does_not_depend_on_the_order(order: list[int]) -> None:
     rows, weights = vectors(30), np.random.default_rng(3).integers(1, 65_536, 30)
-    both = mean_directions(np.stack([rows, rows[order]]), np.stack([weights, weights[order]]))
+    both = np.zeros((2, TEXT_DIM), np.float32)
+    for own, places in zip(both, (np.arange(30), np.array(order)), strict=True):
+        assert mean_direction(in_steps(rows), places, weights[places], own)
     assert (both[0] == both[1]).all()
+    wanted = to_grid((weights @ rows)[None] / np.linalg.norm(weights @ rows))
+    assert (both[0] == wanted).all()
 
 
 def test_vectors_that_cancel_have_no_direction() -> None:
     rows = vectors(1)
-    assert not mean_directions(np.stack([rows[0], -rows[0]])[None], np.array([[5, 5]])).any()
-    assert not mean_directions(rows[None, :0], np.zeros((1, 0), np.int64)).any()
+    steps, direction = in_steps(np.stack([rows[0], -rows[0]])), np.ones(TEXT_DIM, np.float32)
+    for places in (np.arange(2), np.arange(0)):
+        assert not mean_direction(steps, places, np.array([5, 5])[places], direction)
+        assert not direction.any()
 
 
 HASHES = st.integers(0, 2**63 - 1)
