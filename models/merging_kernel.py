@@ -78,11 +78,12 @@ def _are_copies(
         is_same = False
         for before in range(at):
             is_same |= bool(keys[before] == keys[at] and not is_copy[before])
+        own = steps[rows[at]]
         for before in range(0 if is_same else min(at, n_compared)):
-            total = np.int32(0)
+            other, total = steps[rows[before]], np.int32(0)
             for column in range(steps.shape[1]):
-                one, other = steps[rows[at], column], steps[rows[before], column]
-                total = np.int32(total + np.int32(np.int32(one) * np.int32(other)))
+                product = np.int32(np.int32(own[column]) * np.int32(other[column]))
+                total = np.int32(total + product)
             is_same |= bool(total >= least_steps and not is_copy[before])
         is_copy[at] = is_same
         n_good += not is_same and not is_excess[at]

@@ -53,18 +53,6 @@ def in_steps(vectors: NDArray[np.float32]) -> NDArray[np.int16]:
     return steps
 
 
-def dot(matrix: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the exact dot products of rows on the grid, shapes (N, D) and (D,) to (N,).
-
-    >>> rows = to_grid(np.random.default_rng(0).normal(size=(1_000, 64)))
-    >>> both = dot(rows, rows[3]), dot(rows[::-1].copy(), rows[3])[::-1]
-    >>> bool((both[0] == both[1]).all())
-    True
-    """
-    scores: NDArray[np.float32] = matrix @ query
-    return scores
-
-
 def hash_of(item_id: str) -> int:
     """Return the hash of an id by which ties go, in [0, 2^63).
 
@@ -82,72 +70,6 @@ def score_values(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     """
     values: NDArray[np.int64] = (scores * np.float32(2**22)).astype(np.int64) + 2**23
     return values
-
-
-def best_of(values: NDArray[np.int64], hashes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """Return the places of at most `limit` values, the largest first, ties by hash.
-
-    Parameters
-    ----------
-    values
-        int64 in [0, 2^32), shape (n,).
-    hashes
-        Of the ids that the values belong to, `hash_of`, shape (n,); the larger comes first.
-    limit
-        At least 1.
-
-    Examples
-    --------
-    >>> best_of(np.array([3, 8, 3]), np.array([1, 2, 3]) << 40, 2).tolist()
-    [1, 2]
-    """
-    places = _top_places(values, limit)
-    if places is not None:
-        return places[_sorted_places(values[places], hashes[places])[:limit]]
-    return _sorted_places(values, hashes)[:limit]
-
-
-def best_of_each(
-    values: NDArray[np.int64], hashes: NDArray[np.int64], limit: int
-) -> list[NDArray[np.int64]]:
-    """Return of each row of values what `best_of` does, those below 0 left out.
-
-    Parameters
-    ----------
-    values, hashes
-        As `best_of` has them, shape (B, n).
-
-    Examples
-    --------
-    >>> best = best_of_each(np.array([[3, 8, 3], [-1, -1, 0]]), np.array([[1, 2, 3]] * 2) << 40, 2)
-    >>> [places.tolist() for places in best]
-    [[1, 2], [2]]
-    """
-    lengths = np.minimum(np.count_nonzero(values >= 0, axis=1), limit).tolist()
-    places = order_of_each(values, hashes)
-    return [own[:length] for own, length in zip(places, lengths, strict=True)]
-
-
-def order_of_each(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the places of all values of each row, the largest first; as `best_of_each` has them.
-
-    >>> order_of_each(np.array([[3, 8, 3], [-1, 0, -1]]), np.array([[1, 2, 3]] * 2) << 40)[:, 0]
-    array([1, 1])
-    """
-    # The last bits of a key tell its place: sorting keys is twice as fast as sorting places.
-    n_bits = max(values.shape[1] - 1, 1).bit_length()
-    keys = (values << _HASH_BITS) | (hashes >> (63 - _HASH_BITS))
-    keys >>= n_bits
-    keys <<= n_bits
-    keys |= np.arange(values.shape[1])
-    keys.sort(axis=1)
-    keys = keys[:, ::-1]
-    places: NDArray[np.int64] = keys & (1 << n_bits) - 1
-    keys >>= n_bits
-    is_tie = ((keys[:, 1:] == keys[:, :-1]) & (keys[:, 1:] >= 0)).any(axis=1)
-    for b in np.flatnonzero(is_tie).tolist():
-        places[b] = np.lexsort((hashes[b], values[b]))[::-1]
-    return places
 
 
 def best_rows(

@@ -34,8 +34,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.neighbours import GRID, best_of_each, in_steps, score_values
-from models.retrieval_kernels import nearest
+from models.neighbours import GRID, in_steps, score_values
+from models.retrieval_kernels import best_places, nearest
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -269,10 +269,10 @@ class VectorIndex:
         self, rows: Rows, scores: Floats, limit: int, is_own: NDArray[np.bool_] | None = None
     ) -> list[Hits]:
         """Return the best of each query's rows; all three of shape (B, P)."""
-        values = score_values(scores)
+        values, hashes = score_values(scores), self._hashes_of(rows)
         if is_own is not None:
             values[~is_own] = -1
-        best = best_of_each(values, self._hashes_of(rows), limit)
+        best = [best_places(*pair, limit) for pair in zip(values, hashes, strict=True)]
         each = zip(rows, scores, best, strict=True)
         return [Hits(own[places], score[places]) for own, score, places in each]
 
