@@ -10,7 +10,7 @@ integers: see `models.neighbours` for why.
 """
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
@@ -60,9 +60,9 @@ class Query(NamedTuple):
     time_ms: int
     recent: Rows  # distinct rows of the history, newest first, without what was put back
     weights: NDArray[np.int64]  # of `recent`, by recency, 0 to WEIGHT_UNIT
-    history: list[int]  # all rows of the history, newest first, 0 for ids without a row
-    types: list[int]  # of `history`, models.features.EVENT_TYPES
-    age_s: list[int]  # of `history`, seconds before the trigger, >= 0
+    history: Rows  # all rows of the history, newest first, 0 for ids without a row; C-contiguous
+    types: NDArray[np.int64]  # of `history`, models.features.EVENT_TYPES; the same
+    age_s: NDArray[np.int64]  # of `history`, seconds before the trigger, >= 0; the same
     cart: list[int]  # rows in the cart, newest first
     country: int  # code
     category: int  # code
@@ -286,7 +286,7 @@ class UnfinishedSource:
         sizes = [len(query.history) for query in queries]
         owners = np.repeat(np.arange(len(queries)), sizes)
         lists = zip(*((query.history, query.types, query.age_s) for query in queries), strict=True)
-        rows, codes, age_s = (np.fromiter(chain.from_iterable(own), np.int64) for own in lists)
+        rows, codes, age_s = (np.concatenate(own) for own in lists)
         at = np.flatnonzero((age_s < _LATELY_S) & (rows > 0))
         at = at[np.argsort(owners[at] * queries[0].items.n_rows + rows[at], kind="stable")]
         owners, rows, codes = owners[at], rows[at], codes[at]  # by query and row, newest first
