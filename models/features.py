@@ -93,7 +93,7 @@ def scale_context(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     >>> round(float(scale_context(row)[0, COLUMN["session_events"]]), 3)
     1.0
     """
-    return np.where(_LOG, np.log1p(np.maximum(raw, 0)), raw).astype(np.float32)
+    return np.where(_LOG, np.log1p(np.maximum(raw, 0)), raw).astype(np.float32, copy=False)
 
 
 def spec_hash() -> str:

@@ -12,6 +12,7 @@ differ on this CPU it serves one user a call from then on (about 1.7 times the c
 Dynamic int8 is ruled out by the same rule: its scale is taken over the batch.
 """
 
+import threading
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,21 +21,23 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.checkpoint import ModelFileError, ModelMismatchError, checksum, read_model
-from models.dataset import N_BUCKETS, gap_buckets, time_bucket
 from models.features import CANDIDATES, EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
 from models.item_scores import scores_of
-from models.item_vectors import widened
+from models.student_inputs import MAX_ROWS, StudentInputs, Table
 
-__all__ = ["ModelFileError", "ModelMismatchError", "StudentScorer", "checksum"]
+__all__ = [
+    "MAX_ROWS",
+    "ModelFileError",
+    "ModelMismatchError",
+    "StudentScorer",
+    "Table",
+    "checksum",
+    "open_session",
+]
 
-# Users in one run of the graph. Past 64 the activations no longer fit the second-level cache
-# and each user costs more (`bench/student.py`).
-MAX_ROWS: Final = 32
 _EMBED_ROWS: Final = 1_024  # items embedded at a time: the block stays in cache
 
 Scores = NDArray[np.float32]
-Table = NDArray[np.float32] | NDArray[np.float16]  # of items' vectors
-Columns = dict[str, NDArray[Any]]
 
 
 class StudentScorer:
@@ -88,6 +91,10 @@ class StudentScorer:
         self.linear = model.linear
         self._session = open_session(path, model.onnx)
         self._is_older = _is_older(self._session, self.dim, path)
+        self._lock = threading.Lock()  # what follows serves one thread at a time
+        self._inputs = StudentInputs(self.dim)
+        self._vectors = np.zeros((MAX_ROWS, self.dim), np.float32)
+        self._bound: dict[int, ort.IOBinding] = {}  # both, by the number of users
         self.rows_per_call = MAX_ROWS
         if not self._is_row_by_row():
             self.rows_per_call = 1
@@ -142,14 +149,8 @@ class StudentScorer:
         context
             Raw, in the order of `models.features.CONTEXT`, shape (B, C).
         """
-        columns: Columns = {
-            "rows": history_rows.astype(np.int64, copy=False),
-            "types": history_types.astype(np.int64, copy=False),
-            "gaps": gap_buckets(history_rows, history_age_s),
-            "context": scale_context(context),
-            "age": np.where(history_rows[:, -1] > 0, time_bucket(history_age_s[:, -1]), 0),
-        }
-        return self._run(item_table, columns, self.rows_per_call)
+        asked = (history_rows, history_types, history_age_s, scale_context(context))
+        return self._run(item_table, asked, self.rows_per_call)
 
     @staticmethod
     def score(
@@ -163,37 +164,43 @@ class StudentScorer:
         """
         return scores_of(item_table, user_vectors, candidate_rows)
 
-    def _run(self, table: Table, columns: Columns, rows_per_call: int) -> NDArray[np.float32]:
-        n_users = len(columns["rows"])
+    def _run(
+        self, table: Table, asked: tuple[NDArray[Any], ...], rows_per_call: int
+    ) -> NDArray[np.float32]:
+        n_users = len(asked[0])
         vectors = np.empty((n_users, self.dim), np.float32)
         run = self._run_older if self._is_older else self._run_once
         for start in range(0, n_users, rows_per_call):
             part = slice(start, start + rows_per_call)
-            feed = {name: np.ascontiguousarray(values[part]) for name, values in columns.items()}
-            vectors[part] = run(table, feed)
+            with self._lock:
+                self._inputs.fill(table, *(column[part] for column in asked))
+                vectors[part] = run(len(vectors[part]))
         return vectors
 
-    def _run_once(self, table: Table, feed: Columns) -> Any:
-        own, places = self._tokens(table, feed["rows"])
-        inputs = {**feed, "table": own, "rows": places}
-        return self._session.run(["user"], inputs)[0]  # (B, M)
+    def _run_once(self, n_users: int) -> NDArray[np.float32]:
+        """Return the vectors of the users that the inputs hold, where they are."""
+        bound = self._bound.get(n_users)
+        if bound is None:
+            bound = self._bound[n_users] = self._bind(n_users)
+        self._session.run_with_iobinding(bound)
+        return self._vectors[:n_users]
 
-    def _run_older(self, table: Table, feed: Columns) -> Any:
+    def _bind(self, n_users: int) -> ort.IOBinding:
+        bound = self._session.io_binding()
+        for name, own in self._inputs.first(n_users).items():
+            bound.bind_input(name, "cpu", 0, own.dtype.type, own.shape, own.ctypes.data)
+        own = self._vectors[:n_users]
+        bound.bind_output("user", "cpu", 0, own.dtype.type, own.shape, own.ctypes.data)
+        return bound
+
+    def _run_older(self, n_users: int) -> Any:
         """Ask a network that tells scores alone: those of unit vectors are the user's vector."""
-        own, places = self._tokens(table, feed["rows"])
-        candidates = np.zeros((len(places), CANDIDATES), np.int64)
-        candidates[:, : self.dim] = len(own) + np.arange(self.dim)
-        own = np.concatenate([own, np.eye(self.dim, dtype=np.float32)])  # (1 + B T + M, M)
-        inputs = {**feed, "table": own, "rows": places, "candidates": candidates}
+        inputs = self._inputs.first(n_users)
+        candidates = np.zeros((n_users, CANDIDATES), np.int64)
+        candidates[:, : self.dim] = len(inputs["table"]) + np.arange(self.dim)
+        inputs["table"] = np.concatenate([inputs["table"], np.eye(self.dim, dtype=np.float32)])
+        inputs["candidates"] = candidates
         return self._session.run(["scores"], inputs)[0][:, : self.dim]
-
-    def _tokens(
-        self, table: Table, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return the vectors of rows (B, T) below one of zeros, (1 + B T, M), and their places."""
-        own = np.zeros((1 + rows.size, self.dim), np.float32)
-        own[1:] = widened(table[rows.ravel()])
-        return own, np.where(rows > 0, 1 + np.arange(rows.size).reshape(rows.shape), 0)
 
     def _is_row_by_row(self) -> bool:
         """Say whether this CPU gives each user the same bytes alone, in pairs and in a crowd."""
@@ -202,15 +209,14 @@ class StudentScorer:
         table[0] = 0
         shape = (MAX_ROWS, HISTORY)
         is_item = np.arange(HISTORY) >= rng.integers(0, HISTORY, MAX_ROWS)[:, None]
-        columns: Columns = {
-            "rows": rng.integers(1, 256, shape) * is_item,
-            "types": rng.integers(1, len(EVENT_TYPES), shape) * is_item,
-            "gaps": rng.integers(0, N_BUCKETS, shape) * is_item,
-            "context": rng.standard_normal((MAX_ROWS, N_CONTEXT), np.float32),
-            "age": rng.integers(0, N_BUCKETS, MAX_ROWS),
-        }
-        alone = self._run(table, columns, 1).tobytes()
-        return all(self._run(table, columns, n).tobytes() == alone for n in (2, 5, 13, MAX_ROWS))
+        asked = (
+            rng.integers(1, 256, shape) * is_item,
+            rng.integers(1, len(EVENT_TYPES), shape) * is_item,
+            np.sort(np.exp2(rng.uniform(0, 31, shape)))[:, ::-1] * is_item,
+            rng.standard_normal((MAX_ROWS, N_CONTEXT), np.float32),
+        )
+        alone = self._run(table, asked, 1).tobytes()
+        return all(self._run(table, asked, n).tobytes() == alone for n in (2, 5, 13, MAX_ROWS))
 
 
 def _typical_length(projection: NDArray[np.float32], own: NDArray[np.float32]) -> float:

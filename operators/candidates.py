@@ -13,7 +13,6 @@ or the CPU.
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -26,14 +25,14 @@ from models.campaign_source import CampaignSource
 from models.changed_source import ChangedSource
 from models.codes import Codes
 from models.explore_source import ExploreSource, explored_places
-from models.features import CANDIDATES, EVENT_CODE, EVENT_TYPES, HISTORY
+from models.features import CANDIDATES, EVENT_CODE
 from models.intent_source import IntentSource
 from models.item_rows import ItemRows
 from models.merging import RRF, Merger
 from models.neighbour_source import NeighbourSource
+from models.recency import BOUGHT, closed_and_seen, recent_rows
 from models.repeat_source import RepeatSource
 from models.sources import (
-    WEIGHT_UNIT,
     ContentSource,
     Query,
     Rows,
@@ -76,15 +75,7 @@ _EXPLORATION: Final = 1  # seed of the hash, apart from others of the same id
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 _NO_PICKS: Final = Picks()
 
-# How much of an item's say is left: 1% less by each place further back, and half by a year since
-# the newest. On online-retail no fading finds 1% more, for its customers are shops that buy as
-# they did; on MovieLens 4% a place finds 2% more.
-_BOUGHT: Final = 200  # of purchases beyond the history
-_BY_PLACE: Final = np.array([WEIGHT_UNIT * 0.99**place for place in range(HISTORY + _BOUGHT)])
-_DAY_S: Final = 86_400
-_BY_AGE: Final = np.array([2.0 ** (-days / 365) for days in range(3_650)])  # then it stays
 _PURCHASE: Final = EVENT_CODE["purchase"]
-_IS_PUT_BACK: Final = np.isin(EVENT_TYPES, ("cart_remove", "refund"))  # by event code
 
 
 class Found(NamedTuple):
@@ -97,11 +88,11 @@ class Found(NamedTuple):
 
 
 class _Behind(NamedTuple):
-    """What a trigger's user did, newest first, what was bought before the history after it."""
+    """A trigger's history, newest first; int64, each of shape (E,)."""
 
-    rows: list[int]  # 0 for ids without one
-    types: list[int]
-    age_s: list[int]
+    rows: Rows  # 0 for ids without one
+    types: Rows
+    age_s: Rows
 
 
 class CandidateGenerator:
@@ -198,7 +189,8 @@ class CandidateGenerator:
     def ask(self, triggers: Sequence[Trigger], picks: Sequence[Picks] | None = None) -> list[Query]:
         """Return what `answer` is to be asked for triggers, and the picks of their campaigns."""
         of_campaigns = [_NO_PICKS] * len(triggers) if picks is None else picks
-        return make_queries(triggers, self._items, of_campaigns)
+        pairs = zip(triggers, of_campaigns, strict=True)
+        return [make_query(trigger, self._items, own) for trigger, own in pairs]
 
     def answer(self, queries: Sequence[Query]) -> list[Found]:
         """Return the candidates of each query."""
@@ -245,62 +237,31 @@ def weighed_sources(depths: Mapping[str, int] = DEPTHS) -> tuple[Source, ...]:
 
 def make_query(trigger: Trigger, items: ItemRows, picks: Picks = _NO_PICKS) -> Query:
     """Return the trigger as rows, and what may not be proposed for it."""
-    [query] = make_queries([trigger], items, [picks])
-    return query
-
-
-def make_queries(
-    triggers: Sequence[Trigger], items: ItemRows, picks: Sequence[Picks]
-) -> list[Query]:
-    """Return a batch of triggers as rows, each with the picks of its campaign."""
-    behind = [_behind(trigger, items) for trigger in triggers]
-    recents = _recent(behind, items.n_rows)
-    parts = zip(triggers, picks, behind, recents, strict=True)
-    return [_query(trigger, items, own, past, recent) for trigger, own, past, recent in parts]
-
-
-def _behind(trigger: Trigger, items: ItemRows) -> _Behind:
-    """Return the history of a trigger, and what was bought before."""
-    history = items.rows_of(reversed(trigger.history.item_ids))
-    types, age_s = trigger.history.types[::-1], _ages(trigger)
-    earlier = items.rows_of(islice(reversed(trigger.bought), _BOUGHT))
-    return _Behind(
-        [*history, *earlier],
-        [*types, *([_PURCHASE] * len(earlier))],
-        [*age_s, *_bought_ages(trigger)[: len(earlier)]],
-    )
-
-
-def _query(
-    trigger: Trigger,
-    items: ItemRows,
-    picks: Picks,
-    behind: _Behind,
-    recent: tuple[Rows, NDArray[np.int64]],
-) -> Query:
-    profile, n_history = trigger.profile, len(trigger.history.item_ids)
-    history = behind.rows[:n_history]
+    profile = trigger.profile
+    behind = _behind(trigger, items)
+    bought, bought_age_s = items.rows_of(trigger.bought), _bought_ages(trigger)
     cart = items.rows_of(reversed(trigger.cart))
-    closed = items.rows_of(trigger.bought)
+    recent, weights = _recent(behind, bought, bought_age_s)
+    closed, seen = closed_and_seen(_whole(bought), behind.rows, _whole(cart))
     return Query(
         items=items,
         time_ms=trigger.time_ms,
-        recent=recent[0],
-        weights=recent[1],
-        history=history,
-        types=behind.types[:n_history],
-        age_s=behind.age_s[:n_history],
+        recent=recent,
+        weights=weights,
+        history=behind.rows,
+        types=behind.types,
+        age_s=behind.age_s,
         cart=cart,
         country=items.countries.get(profile.country) if profile else 0,
         category=items.categories.get(trigger.category),
-        closed=_distinct(closed),
-        seen=_distinct([*closed, *history, *cart]),
+        closed=closed,
+        seen=seen,
         intent=unpack_vector(trigger.intent) if trigger.intent else None,
         taste=unpack_vector(trigger.taste) if trigger.taste else None,
         about=items.rows_of(trigger.about),
         picks=items.rows_of(picks.item_ids),
         pick_categories=[items.categories.get(name) for name in picks.categories],
-        bought=_bought(closed, trigger),
+        bought=_bought(bought, trigger.bought_s, bought_age_s),
         blocked=_distinct(items.rows_of(profile.blocked_items)) if profile else _NO_ROWS,
         blocked_categories=_codes(items.categories, profile.blocked_categories)
         if profile
@@ -310,11 +271,30 @@ def _query(
     )
 
 
-def _bought(rows: list[int], trigger: Trigger) -> list[tuple[int, int]]:
+def _behind(trigger: Trigger, items: ItemRows) -> _Behind:
+    history, now_s = trigger.history, trigger.time_ms // 1_000
+    return _Behind(
+        _whole(items.rows_of(reversed(history.item_ids))),
+        _whole(history.types[::-1]),
+        _whole([now_s - at_s if at_s < now_s else 0 for at_s in reversed(history.time_s)]),
+    )
+
+
+def _recent(behind: _Behind, bought: list[int], bought_age_s: list[int]) -> tuple[Rows, Rows]:
+    """Return the distinct rows behind a trigger, newest first, and their recency weights."""
+    if not bought:
+        return recent_rows(*behind)
+    earlier = bought[::-1][:BOUGHT]
+    of_earlier = (earlier, [_PURCHASE] * len(earlier), bought_age_s[:BOUGHT])
+    columns = zip(behind, map(_whole, of_earlier), strict=True)
+    return recent_rows(*(np.concatenate(column) for column in columns))
+
+
+def _bought(rows: list[int], times_s: Sequence[int], ages_s: list[int]) -> list[tuple[int, int]]:
     """Return the row and the age in seconds of each purchase whose time is known, newest first."""
     if not rows:
         return []
-    pairs = zip(reversed(rows), reversed(trigger.bought_s), _bought_ages(trigger), strict=False)
+    pairs = zip(reversed(rows), reversed(times_s), ages_s, strict=False)
     return [(row, age_s) for row, at_s, age_s in pairs if row and at_s]
 
 
@@ -325,6 +305,10 @@ def _bought_ages(trigger: Trigger) -> list[int]:
     now_s = trigger.time_ms // 1_000
     times = trigger.bought_s or [0] * len(trigger.bought)
     return [max(now_s - at_s, 0) for at_s in reversed(times)]
+
+
+def _whole(values: Sequence[int]) -> Rows:
+    return np.array(values, np.int64)
 
 
 def _codes(names: Codes, wanted: list[str]) -> Rows:
@@ -348,33 +332,3 @@ def candidates_of(
     ids = items.item_ids.named(rows)
     names = [SOURCES[code] for code in sources.tolist()]
     return list(map(Candidate._make, zip(ids, names, scores.tolist(), strict=True)))
-
-
-def _ages(trigger: Trigger) -> list[int]:
-    """Return the history's ages at the trigger, newest first, seconds."""
-    now_s = trigger.time_ms // 1_000
-    return [now_s - s if s < now_s else 0 for s in reversed(trigger.history.time_s)]
-
-
-def _recent(behind: Sequence[_Behind], n_rows: int) -> list[tuple[Rows, NDArray[np.int64]]]:
-    """Return the distinct rows behind each trigger, newest first, and their recency weights."""
-    columns = [
-        np.fromiter(chain.from_iterable(lists), np.int64) for lists in zip(*behind, strict=True)
-    ]
-    owners = np.repeat(np.arange(len(behind)), [len(one.rows) for one in behind])
-    newest_s = np.repeat(
-        [one.age_s[0] if one.age_s else 0 for one in behind], [len(one.rows) for one in behind]
-    )
-    # The first of a trigger's events with a row is the newest.
-    _, at = np.unique(owners * n_rows + columns[0], return_index=True)
-    at = np.sort(at[columns[0][at] > 0])
-    rows, codes, ages = (column[at] for column in columns)
-    owners, days = owners[at], (ages - newest_s[at]) // _DAY_S
-    firsts = np.searchsorted(owners, np.arange(len(behind) + 1))
-    places = np.arange(len(at)) - np.repeat(firsts[:-1], np.diff(firsts))
-    by_age = _BY_AGE[np.clip(days, 0, len(_BY_AGE) - 1)]
-    weights = (_BY_PLACE[places] * by_age).astype(np.int64)
-    is_kept = ~_IS_PUT_BACK[codes] & (weights > 0)
-    ends = np.searchsorted(owners[is_kept], np.arange(len(behind) + 1)).tolist()
-    rows, weights = rows[is_kept], weights[is_kept]
-    return [(rows[start:end], weights[start:end]) for start, end in pairwise(ends)]

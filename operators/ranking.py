@@ -36,6 +36,7 @@ from models.neural_linear import neural_columns
 from models.rollout import rank_correlation
 from models.serving import StudentScorer, Table
 from models.sources import Query
+from models.student_inputs import oldest_first
 from operators import metrics
 from operators.campaigns import HOLDOUT, CampaignTable
 from operators.candidates import CandidateGenerator, Found, candidates_of
@@ -345,12 +346,10 @@ def user_vectors(
 
     `queries` are those of the triggers, and `item_table`, shape (N, M), is of their rows.
     """
-    events = np.zeros((3, len(queries), HISTORY), np.int64)  # rows, types, ages; (B, T)
+    rows, types = np.zeros((2, len(queries), HISTORY), np.int64)
+    ages = np.zeros(rows.shape, np.float32)
     for b, query in enumerate(queries):
-        own = np.array((query.history, query.types, query.age_s), np.int64)  # newest first
-        known = own[:, own[0] > 0]
-        events[:, b, HISTORY - known.shape[1] :] = known[:, ::-1]
-    rows, types, ages = events[0], events[1], events[2].astype(np.float32)
+        oldest_first(query.history, query.types, query.age_s, rows[b], types[b], ages[b])
     context = np.array([trigger.context for trigger in triggers], np.float32)  # (B, C)
     return scorer.user_vectors(item_table, rows, types, ages, context)
 

@@ -33,16 +33,21 @@ def query(items: ItemRows, **fields: Any) -> Query:
         "time_ms": NOW_MS,
         "recent": NONE,
         "weights": NONE,
-        "history": [],
-        "types": [],
-        "age_s": [],
+        "history": NONE,
+        "types": NONE,
+        "age_s": NONE,
         "cart": [],
         "country": 0,
         "category": 0,
         "closed": NONE,
         "seen": NONE,
     }
-    return Query(items, **{**nothing, **fields})
+    arrays = {name for name, value in nothing.items() if value is NONE} | {"blocked"}
+    given = {
+        name: np.ascontiguousarray(value, np.int64) if name in arrays else value
+        for name, value in fields.items()
+    }
+    return Query(items, **{**nothing, **given})
 
 
 def rows_of(items: ItemRows, *ids: str) -> np.ndarray:
