@@ -61,7 +61,7 @@ class ItemIds:
     def named(self, rows: Rows) -> list[str]:
         """Return the ids of rows."""
         ends = self._ends[rows].tolist()
-        starts = np.where(rows > 0, self._ends[rows - 1], 0).tolist()
+        starts = self._ends[rows - 1].tolist()  # of row 0 whatever: its text ends at 0
         text = self._text
         return [text[start:end].decode() for start, end in zip(starts, ends, strict=True)]
 

@@ -18,7 +18,7 @@ ends in item_id, so that a replay at another batch size ranks the same.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -191,17 +191,20 @@ class Ranker:
         """Rank the triggers, each by the student that decides for its user."""
         models = self._models
         if models.trial is None:
-            nobody = np.zeros(len(triggers), np.bool_)
-            return self._answer(models.served, triggers, queries, nobody)
+            return self._answer(models.served, triggers, queries, [])
         decides, shadows = models.places([trigger.user_id for trigger in triggers])
-        is_canary = set(decides)
+        is_canary, is_shadowed = set(decides), set(shadows)
         rest = [b for b in range(len(triggers)) if b not in is_canary]
         answers: list[_Answer | None] = [None] * len(triggers)
         for student, places in ((models.served, rest), (models.trial, decides)):
             asked = [queries[b] for b in places]
             own = [triggers[b] for b in places]
-            apart = np.isin(places, shadows) if student is models.served else None
-            for b, answer in zip(places, self._answer(student, own, asked, apart), strict=True):
+            shadowed = (
+                [n for n, b in enumerate(places) if b in is_shadowed]
+                if student is models.served
+                else None
+            )
+            for b, answer in zip(places, self._answer(student, own, asked, shadowed), strict=True):
                 answers[b] = answer
         return [one for one in answers if one is not None]
 
@@ -210,9 +213,9 @@ class Ranker:
         student: Student | None,
         triggers: list[Trigger],
         queries: list[Query],
-        is_shadowed: NDArray[np.bool_] | None,
+        shadowed: list[int] | None,
     ) -> list[_Answer]:
-        """Rank triggers by one student; `is_shadowed`, shape (B,): that on trial scores them too.
+        """Rank triggers by one student; that on trial scores those at the places `shadowed` too.
 
         None where the student is on trial itself.
         """
@@ -220,28 +223,30 @@ class Ranker:
             return []
         if student is None or not len(self._catalogue):
             found = self._generator.answer(queries)
-            sets = self._best(found, self._fused_scores(found, _targets(found)))
+            metrics.FALLBACKS.labels("student").inc(len(found))
+            sets = self._best(found, [one.scores.astype(np.float32) for one in found])
             return [_Answer(*pair, "none") for pair in zip(found, sets, strict=True)]
-        shadowed = np.zeros(len(triggers), np.bool_) if is_shadowed is None else is_shadowed
-        role = "canary" if is_shadowed is None else "served"
+        role = "canary" if shadowed is None else "served"
         users = np.empty((len(triggers), student.scorer.dim), np.float32)
         seconds = 0.0
         # Those that are shadowed apart, for both students are timed over the same users. No row
         # depends on those beside it, so neither does a decision.
-        for part in (~shadowed, shadowed) if shadowed.any() else (~shadowed,):
-            places = np.flatnonzero(part)
-            users[places], seconds = self._read(student, triggers, queries, places, role)
+        apart = shadowed or []
+        is_apart = set(apart)
+        rest = [b for b in range(len(triggers)) if b not in is_apart]
+        for places in (rest, apart):
+            if places:
+                users[places], seconds = self._read(student, triggers, queries, places, role)
         found = self._generator.answer(student.items.asked(users, queries))
-        scores = student.scorer.score(student.items.table, users, _targets(found))
-        sets = self._best(found, scores)
-        tried = Tried(student.version, "canary", _NO_SCORES) if is_shadowed is None else None
+        sets = self._best(found, _scores(student, users, found))
+        tried = Tried(student.version, "canary", _NO_SCORES) if shadowed is None else None
         neural = self._neural(student, users, sets)
         answers = [
             _Answer(one, best, student.version, tried, columns)
             for one, best, columns in zip(found, sets, neural, strict=True)
         ]
-        if shadowed.any():
-            self._shadow(answers, triggers, queries, np.flatnonzero(shadowed), seconds)
+        if apart:
+            self._shadow(answers, triggers, queries, apart, seconds)
         return answers
 
     def _read(
@@ -249,14 +254,12 @@ class Ranker:
         student: Student,
         triggers: list[Trigger],
         queries: list[Query],
-        places: NDArray[np.int64],
+        places: list[int],
         role: str,
     ) -> tuple[NDArray[np.float32], float]:
         """Return what a student makes of the users at some places, and the seconds it took."""
-        if not len(places):
-            return np.zeros((0, student.scorer.dim), np.float32), 0.0
-        own = [triggers[b] for b in places.tolist()]
-        asked = [queries[b] for b in places.tolist()]
+        own = [triggers[b] for b in places]
+        asked = [queries[b] for b in places]
         began = self._clock()
         users = user_vectors(student.scorer, student.items.table, own, asked)
         seconds = self._clock() - began
@@ -268,7 +271,7 @@ class Ranker:
         answers: list[_Answer],
         triggers: list[Trigger],
         queries: list[Query],
-        places: NDArray[np.int64],
+        places: list[int],
         served_s: float,
     ) -> None:
         """Have the student on trial score action sets that stand already."""
@@ -276,37 +279,32 @@ class Ranker:
         if student is None:
             return
         users, seconds = self._read(student, triggers, queries, places, "shadow")
-        rows = _targets([answers[b].best for b in places.tolist()])
-        scores = student.scorer.score(student.items.table, users, rows)
-        for b, own in zip(places.tolist(), scores, strict=True):
-            best = answers[b].best
-            tried = Tried(student.version, "shadow", own[: len(best.rows)])
-            answers[b] = answers[b]._replace(tried=tried)
+        sets = [answers[b].best for b in places]
+        scores = _scores(student, users, sets)
+        for b, best, own in zip(places, sets, scores, strict=True):
+            answers[b] = answers[b]._replace(tried=Tried(student.version, "shadow", own))
             if len(best.rows) > 1:
-                drift = 1 - rank_correlation(best.scores, tried.scores)
-                metrics.SHADOW_DRIFT.observe(drift)
+                metrics.SHADOW_DRIFT.observe(1 - rank_correlation(best.scores, own))
         self._models.timed(served_s, seconds)
 
     def _arms(self, queries: list[Query], sets: list[_Set]) -> list[NDArray[np.float32]]:
         """Return the columns of each set's arms, (K, d_a), push fatigue left at zero."""
         rows, sources, fused, scores = zip(*sets, strict=True)
-        bounds = np.cumsum([0, *map(len, rows)])
+        bounds = [0, *accumulate(map(len, rows))]
         inputs = arm_inputs(queries, rows)
-        inputs[INPUT["scores"]] = np.concatenate(scores)
-        inputs[INPUT["fused"]] = np.concatenate(fused)
-        starts = bounds.tolist()
-        for query, own, start in zip(queries, rows, starts[:-1], strict=True):
-            self._tell_cosines(query, own, inputs[:, start : start + len(own)])
-        arms = arm_columns(inputs, np.concatenate(sources), bounds)
-        return [arms[start:end] for start, end in pairwise(starts)]
+        np.concatenate(scores, out=inputs[INPUT["scores"]])
+        np.concatenate(fused, out=inputs[INPUT["fused"]])
+        for query, own, (start, end) in zip(queries, rows, pairwise(bounds), strict=True):
+            self._tell_cosines(query, own, inputs[:, start:end])
+        arms = arm_columns(inputs, np.concatenate(sources), np.array(bounds))
+        return [arms[start:end] for start, end in pairwise(bounds)]
 
-    def _best(self, found: list[Found], scores: NDArray[np.float32]) -> list[_Set]:
+    def _best(self, found: list[Found], scores: list[NDArray[np.float32]]) -> list[_Set]:
         """Return the action set of each trigger: the best by the student and the sources fused."""
         size = self._action_set
         shares = explored_places([one.query.seed for one in found], self._explore_share, size)
         sets = []
-        for one, all_scores, n_explored in zip(found, scores, shares, strict=True):
-            own = all_scores[: len(one.rows)]
+        for one, own, n_explored in zip(found, scores, shares, strict=True):
             top = best_places(own, one.sources == _EXPLORED, n_explored, size)
             sets.append(_Set(one.rows[top], one.sources[top], one.scores[top], own[top]))
         return sets
@@ -319,21 +317,15 @@ class Ranker:
                 # Exact, whatever the order of the sum: all on the grid.
                 inputs[INPUT[name]] = self._catalogue.content.vectors(rows) @ vector
 
-    @staticmethod
-    def _fused_scores(found: list[Found], targets: NDArray[np.int64]) -> NDArray[np.float32]:
-        metrics.FALLBACKS.labels("student").inc(len(found))
-        scores = np.full(targets.shape, -np.inf, np.float32)
-        for b, one in enumerate(found):
-            scores[b, : len(one.rows)] = one.scores
-        return scores
 
-
-def _targets(sets: Sequence[Found | _Set]) -> NDArray[np.int64]:
-    """Return the rows of several sets, shape (B, K), padded with 0."""
-    targets = np.zeros((len(sets), max(len(one.rows) for one in sets)), np.int64)
-    for b, one in enumerate(sets):
-        targets[b, : len(one.rows)] = one.rows
-    return targets
+def _scores(
+    student: Student, users: NDArray[np.float32], sets: Sequence[Found | _Set]
+) -> list[NDArray[np.float32]]:
+    """Return a student's scores of each set, shape (K,), by its user's vector of (B, M)."""
+    score, table = student.scorer.score, student.items.table
+    return [
+        score(table, user[None], one.rows[None])[0] for user, one in zip(users, sets, strict=True)
+    ]
 
 
 def user_vectors(
