@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import ModelFileError, ModelMismatchError, checksum, read_model
 from models.features import CANDIDATES, EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
-from models.item_vectors import widened
+from models.item_scores import scores_of
 from models.student_inputs import MAX_ROWS, StudentInputs, Table
 
 __all__ = [
@@ -162,10 +162,7 @@ class StudentScorer:
 
         `candidate_rows`, shape (B, K), are rows of the table; 0 is padding and gets -inf.
         """
-        # Not BLAS: there a product's last bits depend on its place among the others.
-        vectors = widened(item_table[candidate_rows])
-        scores = np.einsum("bkm,bm->bk", vectors, user_vectors)
-        return np.where(candidate_rows > 0, scores, np.float32(-np.inf))
+        return scores_of(item_table, user_vectors, candidate_rows)
 
     def _run(
         self, table: Table, asked: tuple[NDArray[Any], ...], rows_per_call: int
