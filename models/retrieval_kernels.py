@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.compiled import compiled
-from models.features import EVENT_CODE
 
 Rows = NDArray[np.int64]
 Ints = NDArray[np.int64]
@@ -28,7 +27,6 @@ _RULES = "boolean[::1], int64[::1], int64[::1], uint16[::1], boolean[::1], boole
 )
 WEIGHT_UNIT: Final = 65_536  # a recency weight of 1
 IN_CART: Final = 4 * WEIGHT_UNIT
-PURCHASE: Final = EVENT_CODE["purchase"]
 _STEPS: Final = 2.0**23  # of what the strongest pair says of the most recent item
 _LEAST_STRENGTH: Final = 1e-30  # of a pair: less is nothing
 _POWERS: Final = 2.0 ** (np.arange(32) - 25)  # of a float16's exponents
@@ -366,7 +364,7 @@ def nearest(
 
 @compiled(
     f"int64[::1]({_RULES}, int64[::1], int64[::1], int64[::1], int64[::1], int64, int64[::1], "
-    "int64[::1], int64[::1], int32[::1], int64)"
+    "int64[::1], int64, int64[::1], int32[::1], int64)"
 )
 def unfinished(
     is_servable: Flags,
@@ -386,6 +384,7 @@ def unfinished(
     first: int,
     says: Ints,
     decay: Ints,
+    purchase: int,
     id_hash: Ints,
     slots: NDArray[np.int32],
     limit: int,
@@ -400,6 +399,8 @@ def unfinished(
         Newest first, and what the place in it says: 0 where the cart is not the reason.
     says, decay
         By type, and by hour of age: what is older counts for nothing.
+    purchase
+        Which type it is.
     """
     size = len(history) + len(cart)
     distinct, wanted = np.empty(size, np.int64), np.zeros(size, np.int64)
@@ -414,7 +415,7 @@ def unfinished(
             n_distinct += 1
             slots[row] = n_distinct
         slot = slots[row] - 1
-        if types[at] == PURCHASE:
+        if types[at] == purchase:
             is_settled[slot] = True
         if not is_settled[slot]:
             wanted[slot] += says[types[at]] * decay[hours]

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from models.features import EVENT_TYPES, TEXT_DIM
+from models.features import EVENT_CODE, EVENT_TYPES, TEXT_DIM
 from models.item_counts import hour_block
 from models.item_ids import ItemIds
 from models.item_rows import ItemRows
@@ -254,7 +254,7 @@ class UnfinishedSource:
             *query.rules(query.closed),
             *(query.history, query.types, query.age_s),
             *(np.array(query.cart[:_CART], np.int64), by_place),
-            *(_INTEREST, _DECAY),
+            *(_INTEREST, _DECAY, EVENT_CODE["purchase"]),
             *(query.items.id_hash, query.items.slots),
             self._limit,
         )

@@ -65,6 +65,7 @@ class StudentItems:
         self._is_empty = np.ones(1, np.bool_)  # a vector of zeros is found by nothing
         self._weights = self._by_row()
         self._rarity = np.ones(1, np.float32)
+        self._view: tuple[int, ItemRows] | None = None  # of a version of the catalogue
         self.tower = VectorIndex(
             scorer.dim, self._directions, lambda rows: items.id_hash[rows], length=_TYPICAL
         )
@@ -76,6 +77,11 @@ class StudentItems:
 
     def view(self) -> ItemRows:
         """Return the catalogue with this student's index in it, good until its next refresh."""
+        if self._view is None or self._view[0] != self._items.version:
+            self._view = self._items.version, self._made_view()
+        return self._view[1]
+
+    def _made_view(self) -> ItemRows:
         items = copy.copy(self._items)
         items.tower = self.tower
         if self._weights is not None:
@@ -132,6 +138,7 @@ class StudentItems:
         self._index(rows)
         if is_moved or len(rows):
             self._weights = self._by_row()
+        self._view = None
         if most is not None:
             # The index makes its codes at its first search: of few rows now, not of all later.
             self.tower.search(np.eye(1, self._scorer.dim, dtype=np.float32), 1)
