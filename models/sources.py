@@ -254,7 +254,8 @@ class UnfinishedSource:
             *query.rules(query.closed),
             *(query.history, query.types, query.age_s),
             *(np.array(query.cart[:_CART], np.int64), by_place),
-            *(_INTEREST, _DECAY, EVENT_CODE["purchase"]),
+            *(_INTEREST, _DECAY),
+            EVENT_CODE["purchase"],
             *(query.items.id_hash, query.items.slots),
             self._limit,
         )
