@@ -22,6 +22,7 @@ import numpy as np
 
 from bench.index import BATCH, retrieval
 from bench.made_up import NOW_MS, made_up, made_up_triggers
+from models.arm_inputs import arm_inputs
 from models.neighbour_source import NeighbourSource
 from models.sources import (
     ContentSource,
@@ -29,7 +30,7 @@ from models.sources import (
     TrendSource,
     UnfinishedSource,
 )
-from operators.candidates import CandidateGenerator, arm_inputs, make_query
+from operators.candidates import CandidateGenerator, make_query
 from operators.catalogue import Catalogue
 from operators.hops import ItemSignal
 from operators.item_stats import (
@@ -79,9 +80,9 @@ def cost(n_items: int, n_triggers: int) -> dict[str, float]:
     generator = CandidateGenerator(catalogue)
     found = generator.find(triggers)
     out["merged, everything"] = median_us(lambda i: generator.find(triggers[i : i + 1]), n_triggers)
-    rows = [one.rows[None, :20] for one in found]
+    rows = [one.rows[:20] for one in found]
     out["arm inputs of 20"] = median_us(
-        lambda i: arm_inputs([found[i].query], [triggers[i].time_ms], rows[i]), n_triggers
+        lambda i: arm_inputs([found[i].query], [rows[i]]), n_triggers
     )
     catalogue.apply_stats(stats[0])
     out["refresh after one change"] = median_us(lambda i: touch(catalogue, stats[i]), 200)

@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from flows.people import PLACES, People
 from flows.shop import Shop
-from models.arms import N_POLICY_CONTEXT, arm_features, design, policy_context
+from models.arm_features import arm_features
+from models.arms import N_POLICY_CONTEXT, design, policy_context
 from models.features import COLUMN, N_CONTEXT
 from models.learner import RewardLearner
 from models.policy import AuditedPolicy, sample

@@ -54,7 +54,6 @@ CLICK_PRIOR: Final = (0.10, 20.0)
 PURCHASE_PRIOR: Final = (0.02, 50.0)
 OPEN_PRIOR: Final = (0.10, 20.0)
 FAVORITE_PRIOR: Final = (0.03, 50.0)
-_PRIORS: Final = np.array([CLICK_PRIOR, PURCHASE_PRIOR, OPEN_PRIOR, FAVORITE_PRIOR]).T
 RATE_CAP: Final = 5.0
 
 POLICY_CONTEXT: Final = (
@@ -128,8 +127,6 @@ _CROSS_ARM = np.array([_ARM_COLUMN[arm] for arm, _ in CROSSES])
 _CROSS_CONTEXT = np.array([POLICY_CONTEXT.index(context) for _, context in CROSSES])
 _TRIGGER_ROW = {name: [float(name == other) for other in TRIGGERS] for name in TRIGGERS}
 SOURCE_CODE: Final = {name: code for code, name in enumerate(SOURCES)}
-_SOURCE_CODES = np.arange(len(SOURCES))
-_RANK_WORTH = 1 / np.log2(2 + np.arange(1_000))  # by place; a set is far smaller
 _NO_TRIGGER = [0.0] * len(TRIGGERS)
 _CAMPAIGN_ROWS: Final[list[list[float]]] = np.eye(N_CAMPAIGNS).tolist()
 
@@ -188,87 +185,6 @@ def policy_context(
     return _rounded(np.array(values))
 
 
-def arm_features(
-    *,
-    scores: ArrayLike,
-    fused: ArrayLike,
-    sources: ArrayLike,
-    popularity: ArrayLike,
-    views: ArrayLike,
-    clicks: ArrayLike,
-    purchases: ArrayLike,
-    pushes: ArrayLike,
-    opens: ArrayLike,
-    favorites: ArrayLike,
-    age_days: ArrayLike,
-    price: ArrayLike,
-    category_affinity: ArrayLike,
-    intent_cosine: ArrayLike = 0.0,
-    taste_cosine: ArrayLike = 0.0,
-) -> NDArray[np.float32]:
-    """Return the arms' own columns, push fatigue left at zero.
-
-    Every argument has shape (..., K), K >= 0, one entry for each arm; "the set" is the last axis.
-    A set's rows do not depend on the sets beside it.
-
-    Parameters
-    ----------
-    scores
-        The student's, any scale; one that is not finite counts as the worst of the set.
-    fused
-        The candidates' fused scores.
-    sources
-        Places in `SOURCES`; another number has zeros in all their columns.
-    popularity, views, clicks, purchases, pushes, opens, favorites
-        Decayed counts >= 0, as in `ItemStats`; 0 for an item without statistics.
-    age_days
-        Since the item was first seen, days, >= 0.
-    price
-        In the catalogue's unit, >= 0.
-    category_affinity
-        Share of the user's history in the item's category, 0 to 1.
-    intent_cosine, taste_cosine
-        Of the item's content and what the user asked for, or writes of, -1 to 1; 0 where nothing
-        was written.
-
-    Returns
-    -------
-    float32, shape (..., K, len(ARM)), rounded to 4 decimals, columns in the order of `ARM`.
-
-    Examples
-    --------
-    >>> one = {name: [0.0, 0.0] for name in ("popularity", "views", "clicks", "purchases",
-    ...        "pushes", "opens", "favorites", "age_days", "price", "category_affinity", "fused")}
-    >>> rows = arm_features(scores=[3.0, 1.0], sources=[2, 1], **one)
-    >>> rows.shape == (2, len(ARM)), rows[:, 0].tolist(), rows[:, 5].tolist()
-    (True, [1.0, -1.0], [1.0, 0.0])
-    """
-    score, seen = _finite(_floats(scores)), _floats(views)
-    logs = np.log1p(np.maximum(_same(popularity, price), 0))  # (2, ..., K)
-    z = _z(_same(score, fused, logs[0]))
-    lifts = _lift(_same(clicks, purchases, opens, favorites), _same(seen, seen, pushes, seen))
-    columns = {
-        "score_z": z[0],
-        "score_rank": _RANK_WORTH[_ranks(score)],
-        "fused_z": z[1],
-        "popularity": z[2],
-        "click_rate": lifts[0],
-        "purchase_rate": lifts[1],
-        "open_rate": lifts[2],
-        "freshness": np.exp(-np.maximum(_floats(age_days), 0) / FRESH_DAYS),
-        "price": logs[1] / 5,
-        "category_affinity": _floats(category_affinity),
-        "favorite_rate": lifts[3],
-        "intent_cosine": _floats(intent_cosine),
-        "taste_cosine": _floats(taste_cosine),
-    }
-    out = np.zeros((*score.shape, N_ARM))  # (..., K, d_a)
-    for name, values in columns.items():
-        out[..., _ARM_COLUMN[name]] = values
-    out[..., SOURCE_COLUMNS] = np.asarray(sources)[..., None] == _SOURCE_CODES
-    return _rounded(out).astype(np.float32)
-
-
 def with_fatigue(
     arms: NDArray[np.float32], times_pushed: ArrayLike, days_since_pushed: ArrayLike
 ) -> NDArray[np.float32]:
@@ -277,7 +193,7 @@ def with_fatigue(
     Parameters
     ----------
     arms
-        From `arm_features`, shape (K, len(ARM)).
+        From `models.arm_features`, shape (K, len(ARM)).
     times_pushed
         Pushes of each item to this user, shape (K,).
     days_since_pushed
@@ -367,46 +283,9 @@ def _campaign_row(campaign_id: str) -> list[float]:
     return _CAMPAIGN_ROWS[xxhash.xxh3_64_intdigest(campaign_id.encode()) % N_CAMPAIGNS]
 
 
-def _same(*columns: ArrayLike) -> NDArray[np.float64]:
-    """Return columns of one shape as one array, for sums that are then made in one pass."""
-    return np.array(columns, np.float64)
-
-
 def _floats(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, np.float64)
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values.clip(-LIMIT, LIMIT).round(DECIMALS)
-
-
-def _finite(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Put the worst finite score of the set in place of those that are not finite."""
-    is_finite = np.isfinite(scores)
-    if is_finite.all():
-        return scores
-    worst = np.where(is_finite, scores, np.inf).min(axis=-1, keepdims=True, initial=np.inf)
-    return np.where(is_finite, scores, np.where(np.isfinite(worst), worst, 0.0))
-
-
-def _ranks(scores: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return each arm's place in its set, 0 for the best; ties keep their order."""
-    order = np.argsort(-scores, axis=-1, kind="stable")
-    return np.argsort(order, axis=-1)  # the order, the other way round
-
-
-def _z(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Z-score within the set; zeros where all are the same (or the set is empty)."""
-    if values.shape[-1] == 0:
-        return values
-    centred = values - values.mean(axis=-1, keepdims=True)
-    spread = np.sqrt((centred * centred).mean(axis=-1, keepdims=True))
-    is_spread = spread > 1e-6
-    return np.where(is_spread, centred, 0.0) / np.where(is_spread, spread, 1.0)
-
-
-def _lift(hits: NDArray[np.float64], tries: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how far rates are above what is usual, for the rates of `_PRIORS`, (4, ..., K)."""
-    mean, weight = _PRIORS.reshape(2, -1, *(1,) * (hits.ndim - 1))
-    lift: NDArray[np.float64] = (hits + mean * weight) / (tries + weight) / mean - 1.0
-    return lift.clip(-1.0, RATE_CAP)

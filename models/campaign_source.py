@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from models.item_ids import ItemIds
 from models.item_rows import ItemRows
 from models.sources import Query, Rows
 from models.trend import blend, top_of_category
@@ -38,7 +39,7 @@ class CampaignSource:
     def __init__(self, limit: int = 100) -> None:
         self._limit = limit
         self._lists: dict[tuple[int, ...], Rows] = {}
-        self._made_of: tuple[ItemRows | None, int] = (None, -1)
+        self._made_of: tuple[ItemIds | None, int] = (None, -1)
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return the rows put forward that can be had and were not bought lately."""
@@ -53,9 +54,10 @@ class CampaignSource:
         return rows[~query.is_closed(rows)][: self._limit]
 
     def _popular(self, items: ItemRows, categories: tuple[int, ...]) -> Rows:
-        if self._made_of[0] is not items or self._made_of[1] != items.version:
+        # Views of one table, a student each, share its ids.
+        if self._made_of != (items.item_ids, items.version):
             self._lists.clear()
-            self._made_of = (items, items.version)
+            self._made_of = (items.item_ids, items.version)
         rows = self._lists.get(categories)
         if rows is None:
             if len(self._lists) >= self._KEPT:

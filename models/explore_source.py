@@ -13,17 +13,45 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batches import are_seen, firsts
+from models.compiled import compiled
+from models.item_ids import ItemIds
 from models.item_rows import ItemRows
 from models.neighbours import best_rows
+from models.retrieval_kernels import Whole
 from models.sources import Query, Rows
 
 FEW_PUSHES: Final = 20.0  # half-life 7 days; then an item's open rate outweighs its prior
 NEW_S: Final = 30 * 86_400
 
 _NEVER: Final = 2**32 - 1  # a birth in seconds that is later than any: nobody has met the item
-_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _PLACES: Final = 0xFFFF_FFFF  # draw that decides about the last place, apart from all others
+
+
+@compiled("uint64(uint64, uint64)")
+def _split_mix(seed: Whole, place: Whole) -> np.uint64:
+    """Return SplitMix64's number at a place of a seed's sequence, 64 bits."""
+    mixed = np.uint64(seed) + (np.uint64(place) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+@compiled("int64[::1](uint64, int64, int64[::1], int64)")
+def _drawn(seed: int, n_draws: int, rows: Rows, n_rows: int) -> Rows:
+    """Return which of the first `n_rows` rows some draws choose, in their order, each once."""
+    kept = np.empty(n_draws, np.int64)
+    places = np.empty(n_draws, np.uint64)
+    n = 0
+    for draw in range(n_draws if n_rows else 0):
+        place = _split_mix(seed, np.uint64(draw)) % np.uint64(n_rows)
+        is_drawn = False
+        for at in range(draw):
+            is_drawn |= places[at] == place
+        places[draw] = place
+        if not is_drawn:
+            kept[n] = rows[np.int64(place)]
+            n += 1
+    return kept[:n].copy()
 
 
 class ExploreSource:
@@ -50,7 +78,6 @@ class ExploreSource:
 
     def __init__(self, limit: int = 10) -> None:
         self._limit = limit
-        self._is_earlier = np.tri(limit, k=-1, dtype=np.bool_)
         self._held: Rows = np.zeros(0, np.int64)  # best first, exact down to `_least`
         self._least: tuple[int, int] | None = None  # birth and hash; None: there are no others
         self._new: Rows = np.zeros(0, np.int64)
@@ -58,36 +85,30 @@ class ExploreSource:
             0, np.uint32
         )  # births of `_new`, reversed
         self._births: NDArray[np.uint32] = np.zeros(0, np.uint32)  # by row, 0: not to be explored
-        self._made_of: tuple[ItemRows | None, int] = (None, -1)
+        self._made_of: tuple[ItemIds | None, int] = (None, -1)
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return rows drawn by chance, of those that the user has not met."""
         if not queries or not self._limit:
             return [self._new[:0]] * len(queries)
         items = queries[0].items
-        if self._made_of[0] is not items or self._made_of[1] != items.version:
+        # Views of one table, a student each, share its ids.
+        if self._made_of != (items.item_ids, items.version):
             self._follow(items)
-            self._made_of = (items, items.version)
-        seeds = np.array([query.seed for query in queries], np.uint64)
-        numbers = _draws(seeds, np.arange(self._limit, dtype=np.uint64))  # (B, limit)
-        rows = self._drawn(queries, numbers)
-        return firsts(rows, ~are_seen(queries, rows), self._limit)
+            self._made_of = (items.item_ids, items.version)
+        return [self._propose(query) for query in queries]
 
-    def _drawn(self, queries: Sequence[Query], numbers: NDArray[np.uint64]) -> Rows:
-        """Return the rows of the draws, shape (B, limit), 0 for those drawn before and for none."""
-        since_s = np.array([max(query.time_ms // 1_000 - NEW_S, 0) for query in queries])
+    def _propose(self, query: Query) -> Rows:
+        since_s = max(query.time_ms // 1_000 - NEW_S, 0)
         # Of the list's own type: another would have it converted.
-        n_older = np.searchsorted(self._oldest_first, since_s.astype(np.uint32))
-        n_new = np.uint64(len(self._new)) - n_older.astype(np.uint64)
-        places = (numbers % np.maximum(n_new, 1)[:, None]).astype(np.int64)  # (B, limit)
-        again = (places[:, :, None] == places[:, None]) & self._is_earlier
-        is_none = again.any(axis=2) | (n_new == 0)[:, None]
-        return np.where(is_none, 0, self._new[places] if len(self._new) else 0)
+        n_older = int(np.searchsorted(self._oldest_first, np.uint32(since_s)))
+        rows = _drawn(query.seed, self._limit, self._new, len(self._new) - n_older)
+        return query.unseen(rows, self._limit)
 
     def _follow(self, items: ItemRows) -> None:
         """Bring the list up to date: rows that were touched leave it, and come back if they may."""
         held, version = self._made_of
-        changed = items.changed_since(version) if held is items else None
+        changed = items.changed_since(version) if held is items.item_ids else None
         if changed is None:
             self._list_all(items)
             return
@@ -142,16 +163,8 @@ def explored_places(seeds: Sequence[int], share: float, size: int) -> list[int]:
     >>> sum(explored_places(range(1_000), 0.03, 20)) / 1_000
     0.6...
     """
-    numbers = _draws(np.array(seeds, np.uint64), np.array([_PLACES], np.uint64))[:, 0]
-    uniform = (numbers >> np.uint64(11)).astype(np.float64) * 2.0**-53  # [0, 1)
-    places: list[int] = (share * size + uniform).astype(np.int64).tolist()
+    places = []
+    for seed in seeds:
+        uniform = (int(_split_mix(seed, _PLACES)) >> 11) * 2.0**-53  # [0, 1)
+        places.append(int(share * size + uniform))
     return places
-
-
-def _draws(seeds: NDArray[np.uint64], places: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return SplitMix64's numbers at places of each seed's sequence, shape (seeds, places)."""
-    mixed = seeds[:, None] + (places + np.uint64(1)) * _GOLDEN
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    numbers: NDArray[np.uint64] = mixed ^ (mixed >> np.uint64(31))
-    return numbers

@@ -55,6 +55,4 @@ class IntentSource:
     def _near(query: Query, hits: Hits | None, limit: int) -> Rows:
         if hits is None:
             return _NO_ROWS
-        rows = hits.rows[hits.scores >= LEAST_COSINE]
-        unmet: Rows = rows[~query.is_seen(rows)][:limit]
-        return unmet
+        return query.unseen(hits.rows[hits.scores >= LEAST_COSINE], limit)

@@ -16,7 +16,7 @@ the items.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -40,8 +40,6 @@ NEIGHBOUR: Final = (np.int32, np.float16)
 _FIRST_CAPACITY: Final = 1_024
 _SPARE_ROWS: Final = 1_024  # rows without an item that are not worth a reordering
 _REMEMBERED: Final = 256  # settles whose changes are kept
-_DENSE: Final = 4  # fewer rows than so many a value are cleared at once
-_LINES: Final = 52  # lists told apart in one pass: bits that a float64 holds
 _FEW: Final = 16  # a change of more than one row in so many is told as "everything"
 
 
@@ -122,6 +120,10 @@ class ItemRows:
         retrieve in the vectors' place.
     top_lists
         Kept by `models.trend`.
+    mark, slots
+        Scratch by row for one call at a time: zeros before and after.
+    has_windows
+        Whether any item may be had only for a time.
     version
         Counts calls of `settle`: what is derived from the columns is good until it changes.
     (columns)
@@ -192,13 +194,11 @@ class ItemRows:
         self.linear: ItemRows | None = None
         self.top_lists: dict[tuple[str, int], Any] = {}
         self.item_ids = ItemIds()
-        self._has_windows = False
+        self.has_windows = False
         # Rows changed by each of the last settles; None: too many to tell.
         self._changes: deque[Rows | None] = deque(maxlen=_REMEMBERED)
-        # Scratch: zeros between two calls, but for the last.
-        self._mark: NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self._sums: NDArray[np.float64] = np.zeros(0)
-        self._places: NDArray[np.int32] = np.zeros(0, np.int32)
+        self.mark: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self.slots: NDArray[np.int32] = np.zeros(0, np.int32)
         self._capacity = 0
         self._grow(min(_FIRST_CAPACITY, max_rows))
 
@@ -206,6 +206,11 @@ class ItemRows:
     def n_rows(self) -> int:
         """Rows in use, the padding and new ones included."""
         return len(self.item_ids)
+
+    @property
+    def content_steps(self) -> NDArray[np.int16]:
+        """What content is found by: vectors by row in steps of 2^-11, shape (capacity, D)."""
+        return self.encoded_vectors if self.is_encoded else self.text_vectors
 
     def row(self, item_id: str) -> int:
         """Return the item's row, 0 for an id that had none at the last `settle`."""
@@ -256,7 +261,7 @@ class ItemRows:
         self._changes.append(None if is_many else touched)
         for flags in (self.is_touched, self.is_recoded, self.is_reworded, self.pending):
             flags[: self.n_rows] = 0
-        self._has_windows = self._has_windows or bool(self.from_ms.any() or self.until_ms.any())
+        self.has_windows = self.has_windows or bool(self.from_ms.any() or self.until_ms.any())
         self.version += 1
         return moved
 
@@ -279,7 +284,7 @@ class ItemRows:
         Times broadcast to rows. Windows count from the first `settle` on that sees one.
         """
         is_open = self.is_servable[rows]
-        if not self._has_windows:
+        if not self.has_windows:
             return is_open
         is_open &= self.from_ms[rows] <= time_ms
         until_ms = self.until_ms[rows]
@@ -288,73 +293,14 @@ class ItemRows:
 
     def is_among(self, rows: Rows, chosen: Rows) -> NDArray[np.bool_]:
         """Return which of `rows` are among `chosen`; the cost is that of both, not of all rows."""
-        self._mark[chosen] = True
-        found = self._mark[rows]
-        self._mark[chosen] = False
-        return found
-
-    def are_among(self, lines: Rows, chosen: Sequence[Rows]) -> NDArray[np.bool_]:
-        """Return which rows of each line, shape (B, L), are among its own B lists of distinct rows.
-
-        >>> items = ItemRows()
-        >>> items.are_among(np.array([[4, 2], [4, 2]]), [np.array([4]), np.array([3, 2])]).tolist()
-        [[True, False], [False, True]]
-        """
-        found = np.empty(lines.shape, np.bool_)
-        for start in range(0, len(chosen), _LINES):
-            lists = chosen[start : start + _LINES]
-            rows = np.concatenate(lists)
-            bits = 1 << np.arange(len(lists))
-            # Each list adds a bit of its own to its rows.
-            np.add.at(self._sums, rows, np.repeat(bits * 1.0, [len(own) for own in lists]))
-            told = self._sums.take(lines[start : start + _LINES]).astype(np.int64)
-            found[start : start + _LINES] = (told & bits[:, None]) != 0
-            self._sums[rows] = 0
-        return found
-
-    def add_up(self, rows: Rows, values: NDArray[np.int64]) -> tuple[Rows, NDArray[np.int64]]:
-        """Return the distinct ones of `rows` with a sum above 0, in any order, and their sums.
-
-        `values` are at least 0, and the sums below 2^53.
-
-        >>> items = ItemRows()
-        >>> rows, sums = items.add_up(np.array([4, 2, 4, 3]), np.array([1, 10, 100, 0]))
-        >>> rows.tolist(), sums.tolist()
-        ([2, 4], [10, 101])
-        """
-        total = self.sums(rows, values.astype(np.float64))
-        at = np.flatnonzero(self.is_last(rows) & (total > 0))
-        return rows[at], total[at].astype(np.int64)
-
-    def sums(self, rows: Rows, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return for each place in `rows` the sum of the values at all places of that row.
-
-        `values` are whole numbers, the sums below 2^53: exact in any order.
-
-        >>> ItemRows().sums(np.array([4, 2, 4]), np.array([1.0, 10.0, 100.0])).tolist()
-        [101.0, 10.0, 101.0]
-        """
-        np.add.at(self._sums, rows, values)
-        sums: NDArray[np.float64] = self._sums.take(rows)
-        # Few rows are cleared all at once.
-        self._sums[... if len(self._sums) < _DENSE * len(rows) else rows] = 0
-        return sums
-
-    def is_last(self, rows: Rows) -> NDArray[np.bool_]:
-        """Return which places of `rows` no place behind them repeats.
-
-        >>> ItemRows().is_last(np.array([4, 2, 4])).tolist()
-        [False, True, True]
-        """
-        order = np.arange(len(rows), dtype=np.int32)
-        self._places[rows] = order
-        found: NDArray[np.bool_] = self._places.take(rows) == order
+        self.mark[chosen] = True
+        found = self.mark[rows]
+        self.mark[chosen] = False
         return found
 
     def _content_vectors(self, rows: Rows) -> NDArray[np.float32]:
-        steps = self.encoded_vectors if self.is_encoded else self.text_vectors
         # `take` is three times as fast as an index here.
-        vectors: NDArray[np.float32] = steps.take(rows, axis=0).astype(np.float32)
+        vectors: NDArray[np.float32] = self.content_steps.take(rows, axis=0).astype(np.float32)
         vectors *= np.float32(1 / GRID)
         return vectors
 
@@ -404,7 +350,6 @@ class ItemRows:
             if self._capacity and (held := getattr(self, column.name)).any():
                 array[: self._capacity] = held
             setattr(self, column.name, array)
-        self._mark = np.zeros(capacity, np.bool_)
-        self._sums = np.zeros(capacity)
-        self._places = np.zeros(capacity, np.int32)
+        self.mark = np.zeros(capacity, np.bool_)
+        self.slots = np.zeros(capacity, np.int32)
         self._capacity = capacity

@@ -22,16 +22,17 @@ Methods", SIGIR 2009.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.arms import DESIGN, SOURCE_CODE, SOURCES
-from models.batches import padded
 from models.features import CANDIDATES
 from models.item_rows import ItemRows
-from models.neighbours import order_of_each
+from models.merging_kernel import thinned
+from models.retrieval_kernels import fused
 from models.sources import Query, Rows
 
 Ints = NDArray[np.int64]
@@ -49,14 +50,10 @@ LEARNED_STEP: Final = 0.1  # reward units, a tenth of an open: halves or doubles
 TRUSTED_REWARDS: Final = 1_000  # of so many rewards half is believed: of a few it is chance
 MAX_WEIGHT: Final = 10.0  # so that a fused score stays below 2^32 units
 
-_COMPARED_TO: Final = 64  # the best rows by content: all products would cost twice as much
 _SPARE: Final = 16  # rows looked at beyond: small limits need it
 _UNIT: Final = 2**28  # a fused score of 1
 _PLACE_BITS: Final = 4  # at most 15 sources and the filling
-_SAID_BITS: Final = 32 + _PLACE_BITS  # of what is said; a row has the 27 above
 _LAST_PLACE: Final = (1 << _PLACE_BITS) - 1
-_ORDER_BITS: Final = 9  # of a row's order among those looked at, 216 at most
-_LAST_ORDER: Final = (1 << _ORDER_BITS) - 1
 _SOURCE_COLUMNS: Final = [DESIGN.index(f"source_{name}") for name in SOURCES]
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 
@@ -67,14 +64,6 @@ class Merged(NamedTuple):
     rows: Rows
     sources: Ints  # places in models.arms.SOURCES: the source that says most of each
     scores: NDArray[np.float64]  # fused
-
-
-class _Top(NamedTuple):
-    """The best rows of B queries, padded with 0 to one length L; each array has shape (B, L)."""
-
-    rows: Rows
-    fused: Ints
-    codes: Ints
 
 
 class Merger:
@@ -99,8 +88,7 @@ class Merger:
 
     Notes
     -----
-    About a fifth of what a batch of 32 queries costs (`python -m bench.index`): two fifths of it
-    ordering the rows, a third the cosines. Holds nothing of queries.
+    Holds nothing of queries, but 256 KB of scratch: one call at a time.
     """
 
     def __init__(
@@ -123,16 +111,22 @@ class Merger:
         self._codes = np.full(1 << _PLACE_BITS, -1)  # by the lower bits of what is said
         for place, name in enumerate([*names, "trend"]):
             self._codes[_LAST_PLACE - place] = SOURCE_CODE.get(name, -1)
-        self._fill = _says(FILL_WEIGHT, len(self._names), rrf)
         self._explored = _says(EXPLORE_WEIGHT, len(self._names), rrf) >> _PLACE_BITS
         self._explorers = np.full(limit, SOURCE_CODE["explore"])
+        self._taken = np.zeros(1 << 16, np.int32)  # scratch by category: zeros between two calls
+        self._leading: dict[str, Ints] = {}  # by the source that leads
         self.weigh(weights)
 
     def weigh(self, weights: Mapping[str, float]) -> None:
         """Use other weights from now on."""
         own = [weights.get(name, 0.0) for name in self._names]
-        self._says = [_says(weight, place, self._rrf) for place, weight in enumerate(own)]
-        self._leads = [_says(LEAD * sum(own), place, self._rrf) for place in range(len(own))]
+        weighed = enumerate([*own, FILL_WEIGHT])  # the filling's place is behind all
+        # By source and place of a row in its list.
+        self._says = np.array([_says(weight, place, self._rrf) for place, weight in weighed])
+        self._leading = {}
+        for place, name in enumerate(self._names):
+            says = self._leading[name] = self._says.copy()
+            says[place] = _says(LEAD * sum(own), place, self._rrf)
 
     def merge(
         self,
@@ -152,21 +146,42 @@ class Merger:
         filling
             By query: rows to put behind what was proposed, of the trend, best first.
         """
-        items, top = queries[0].items, self._top(queries, proposed, filling)
-        if not top.rows.shape[1]:
-            return [Merged(_NO_ROWS, _NO_ROWS, np.zeros(0))] * len(queries)
-        excess = self._is_excess(items, top.rows)
-        at = _first(top.rows == 0, excess, self._compared)  # (B, C)
-        top, excess = _Top(*(column.take(at) for column in top)), excess.take(at)
-        is_out = (top.rows == 0) | self._is_copy(items, top.rows)
-        at = _first(is_out, excess, self._limit)  # (B, K)
-        top, is_out = _Top(*(column.take(at) for column in top)), is_out.take(at)
-        sources = self._codes[top.codes & _LAST_PLACE]
-        whole = [Merged(*own) for own in zip(top.rows, sources, top.fused / _UNIT, strict=True)]
-        for b in np.flatnonzero(is_out.any(axis=1)).tolist():
-            kept = ~is_out[b]
-            whole[b] = Merged(top.rows[b, kept], whole[b].sources[kept], whole[b].scores[kept])
-        return whole
+        merged = []
+        for b, query in enumerate(queries):
+            lists = [rows[b] for rows in proposed]
+            if filling is not None:
+                # Of the filling only what nobody has proposed: it must not add to what was said.
+                own = filling[b]
+                known = np.concatenate([_NO_ROWS, *lists])
+                lists.append(own[~query.items.is_among(own, known)][:CANDIDATES])
+            says = self._leading.get(query.lead, self._says)
+            merged.append(self._merge(query.items, lists, says))
+        return merged
+
+    def _merge(self, items: ItemRows, lists: Sequence[Rows], says: Ints) -> Merged:
+        """Return the candidates of one query; `says` is of the places of each source's list."""
+        rows, sums, most = fused(
+            np.concatenate([_NO_ROWS, *lists]),
+            np.array(list(accumulate(map(len, lists))), np.int64),
+            says,
+            _PLACE_BITS,
+            items.id_hash,
+            items.slots,
+            self._looked_at,
+        )
+        kept = thinned(
+            rows,
+            items.category,
+            items.text_key,
+            items.content_steps,
+            self._taken,
+            self._category_cap,
+            self._compared,
+            self._limit,
+            self._copy_cosine,
+        )
+        sources = self._codes.take(most.take(kept) & _LAST_PLACE)
+        return Merged(rows.take(kept), sources, sums.take(kept) / _UNIT)
 
     def exploring(
         self,
@@ -179,10 +194,11 @@ class Merger:
 
         Of `more` those that are no candidates yet, `n_places` at most.
         """
-        rows, is_own = padded(more)
-        is_new = is_own & ~items.are_among(rows, [one.rows for one in merged])
-        new = [own[wanted][:n] for own, wanted, n in zip(rows, is_new, n_places, strict=True)]
-        return [self._mixed(one, own) for one, own in zip(merged, new, strict=True)]
+        mixed = []
+        for one, own, n in zip(merged, more, n_places, strict=True):
+            new = own[~items.is_among(own, one.rows)][:n]
+            mixed.append(self._mixed(one, new) if len(new) else one)
+        return mixed
 
     def _mixed(self, merged: Merged, more: Rows) -> Merged:
         n_kept = self._limit - len(more)
@@ -191,121 +207,6 @@ class Merger:
             np.concatenate([merged.sources[:n_kept], self._explorers[: len(more)]]),
             np.concatenate([merged.scores[:n_kept], self._explored[: len(more)] / _UNIT]),
         )
-
-    def _top(
-        self,
-        queries: Sequence[Query],
-        proposed: Sequence[Sequence[Rows]],
-        filling: Sequence[Rows] | None,
-    ) -> _Top:
-        """Return the best of what was proposed, fused, copies and all."""
-        keys = self._said(queries, proposed, filling)
-        keys.sort(axis=1)
-        rows, said = keys >> _SAID_BITS, keys & (1 << _SAID_BITS) - 1
-        # A query's row is there once or several times, the last time with what says most of it.
-        is_other = np.ones((len(keys), keys.shape[1] + 1), np.bool_)
-        is_other[:, 1:-1] = rows[:, 1:] != rows[:, :-1]
-        is_first, is_last = is_other[:, :-1] & (rows > 0), is_other[:, 1:] & (rows > 0)
-        n_of = np.count_nonzero(is_last, axis=1)  # (B,)
-        length = min(self._looked_at, int(n_of.max()))
-        if not length:
-            return _Top(*(np.zeros((len(keys), 0), np.int64) for _ in _Top._fields))
-        fused = np.full(keys.shape, -1)
-        # What lies between two lines is 0, and adds nothing.
-        fused[is_last] = np.add.reduceat((said >> _PLACE_BITS).ravel(), np.flatnonzero(is_first))
-        best = order_of_each(fused, queries[0].items.id_hash.take(rows))[:, :length]
-        is_none = np.arange(length) >= n_of[:, None]
-        top = _Top(*(column.take(_flat(best, keys.shape[1])) for column in (rows, fused, said)))
-        for column in top:
-            column[is_none] = 0
-        return top
-
-    def _said(
-        self,
-        queries: Sequence[Query],
-        proposed: Sequence[Sequence[Rows]],
-        filling: Sequence[Rows] | None,
-    ) -> Ints:
-        """Return each query's proposals: the row, and below it what its source says; (B, W).
-
-        0 where a list is shorter than others.
-        """
-        parts = [np.zeros((len(queries), 1), np.int64)]
-        for place, lists in enumerate(proposed):
-            rows, is_own = padded(lists)  # (B, L)
-            keys = rows << _SAID_BITS | self._says[place][: rows.shape[1]]
-            for b, query in enumerate(queries):
-                if query.lead == self._names[place]:
-                    keys[b] = rows[b] << _SAID_BITS | self._leads[place][: rows.shape[1]]
-            parts.append(np.where(is_own, keys, 0))
-        if filling:
-            known = np.concatenate(parts, axis=1) >> _SAID_BITS
-            # Of the filling only what nobody has proposed: it must not add to what was said.
-            pairs = zip(queries, filling, known, strict=True)
-            new = [rows[~query.items.is_among(rows, own)] for query, rows, own in pairs]
-            rows, is_own = padded([rows[:CANDIDATES] for rows in new])
-            keys = rows << _SAID_BITS | self._fill[: rows.shape[1]]
-            parts.append(np.where(is_own, keys, 0))
-        return np.concatenate(parts, axis=1)
-
-    def _is_copy(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
-        """Return which rows repeat the content of a better one that is no copy, shape (B, L)."""
-        is_copy = np.zeros(rows.shape, np.bool_)
-        # Padding is like nothing else.
-        keys = np.where(rows > 0, items.text_key[rows], np.arange(rows.shape[1], dtype=np.uint64))
-        ordered = np.sort(keys, axis=1)
-        has_copies = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)  # (B,)
-        near = None
-        if self._copy_cosine <= 1:
-            near = self._near(items, rows)  # (B, L, C)
-            has_copies |= near.any(axis=(1, 2))
-        for b in np.flatnonzero(has_copies).tolist():
-            alike = keys[b, :, None] == keys[b]  # (L, L)
-            if near is not None:
-                alike[:, : near.shape[2]] |= near[b]
-            alike = np.tril(alike, -1)  # with a better one
-            for place in np.flatnonzero(alike.any(axis=1)).tolist():  # the better first
-                is_copy[b, place] = (alike[place] & ~is_copy[b]).any()
-        return is_copy
-
-    def _near(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
-        """Return which rows are nearly one of the first of the line, but not it, (B, L, C)."""
-        vectors = items.content.vectors(rows)  # (B, L, D)
-        best = vectors[:, :_COMPARED_TO]
-        # Products of vectors on the grid are exact, so the limit cuts the same everywhere.
-        near: NDArray[np.bool_] = vectors @ best.transpose(0, 2, 1) >= self._copy_cosine
-        itself = np.arange(best.shape[1])
-        near[:, itself, itself] = False
-        return near
-
-    def _is_excess(self, items: ItemRows, rows: Rows) -> NDArray[np.bool_]:
-        """Return which rows have more better ones of their category than its share, (B, L)."""
-        if self._category_cap >= rows.shape[1]:
-            return np.zeros(rows.shape, np.bool_)
-        category = items.category.take(rows).astype(np.int64)  # (B, L)
-        keys = np.sort(category << _ORDER_BITS | np.arange(rows.shape[1]), axis=1)
-        grouped, cap = keys >> _ORDER_BITS, self._category_cap
-        # In a group by its order each row has the one that fills its share so far before it.
-        is_over = (grouped[:, cap:] == grouped[:, :-cap]) & (grouped[:, cap:] > 0)
-        excess = np.zeros(rows.shape, np.bool_)
-        if is_over.any():
-            np.put_along_axis(excess, keys[:, cap:] & _LAST_ORDER, is_over, axis=1)
-        return excess
-
-
-def _first(is_out: NDArray[np.bool_], is_excess: NDArray[np.bool_], n: int) -> Ints:
-    """Return where the first n columns of each line are in the flat array, in order, (B, n).
-
-    Excess is taken where too little else is left, and what is out where nothing is.
-    """
-    keys = (2 * is_out + is_excess) << _ORDER_BITS | np.arange(is_out.shape[1])
-    keys.sort(axis=1)
-    return _flat(np.sort(keys[:, :n] & _LAST_ORDER, axis=1), is_out.shape[1])
-
-
-def _flat(places: Ints, width: int) -> Ints:
-    """Return where places of lines, shape (B, n), are in the flat array of lines so wide."""
-    return places + width * np.arange(len(places))[:, None]
 
 
 def learned_factors(mean: NDArray[np.float64], n_rewards: int) -> dict[str, float]:

@@ -19,6 +19,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from models.compiled import compiled
+
 GRID: Final = 2048.0  # 2^11 steps to 1: an error of 2^-12 a column, cosines within 0.002
 _HASH_BITS: Final = 31  # what a key of 63 bits leaves of the hash
 # Below this many keys a plain sort costs less than partition and sort.
@@ -41,16 +43,14 @@ def to_grid(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     return scaled
 
 
-def dot(matrix: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the exact dot products of rows on the grid, shapes (N, D) and (D,) to (N,).
+def in_steps(vectors: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Return vectors on the grid in steps of it, same shape.
 
-    >>> rows = to_grid(np.random.default_rng(0).normal(size=(1_000, 64)))
-    >>> both = dot(rows, rows[3]), dot(rows[::-1].copy(), rows[3])[::-1]
-    >>> bool((both[0] == both[1]).all())
-    True
+    >>> in_steps(np.float32([-1, 2.0**-11])).tolist()
+    [-2048, 1]
     """
-    scores: NDArray[np.float32] = matrix @ query
-    return scores
+    steps: NDArray[np.int16] = np.rint(vectors * np.float32(GRID)).astype(np.int16)
+    return steps
 
 
 def hash_of(item_id: str) -> int:
@@ -70,72 +70,6 @@ def score_values(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     """
     values: NDArray[np.int64] = (scores * np.float32(2**22)).astype(np.int64) + 2**23
     return values
-
-
-def best_of(values: NDArray[np.int64], hashes: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
-    """Return the places of at most `limit` values, the largest first, ties by hash.
-
-    Parameters
-    ----------
-    values
-        int64 in [0, 2^32), shape (n,).
-    hashes
-        Of the ids that the values belong to, `hash_of`, shape (n,); the larger comes first.
-    limit
-        At least 1.
-
-    Examples
-    --------
-    >>> best_of(np.array([3, 8, 3]), np.array([1, 2, 3]) << 40, 2).tolist()
-    [1, 2]
-    """
-    places = _top_places(values, limit)
-    if places is not None:
-        return places[_sorted_places(values[places], hashes[places])[:limit]]
-    return _sorted_places(values, hashes)[:limit]
-
-
-def best_of_each(
-    values: NDArray[np.int64], hashes: NDArray[np.int64], limit: int
-) -> list[NDArray[np.int64]]:
-    """Return of each row of values what `best_of` does, those below 0 left out.
-
-    Parameters
-    ----------
-    values, hashes
-        As `best_of` has them, shape (B, n).
-
-    Examples
-    --------
-    >>> best = best_of_each(np.array([[3, 8, 3], [-1, -1, 0]]), np.array([[1, 2, 3]] * 2) << 40, 2)
-    >>> [places.tolist() for places in best]
-    [[1, 2], [2]]
-    """
-    lengths = np.minimum(np.count_nonzero(values >= 0, axis=1), limit).tolist()
-    places = order_of_each(values, hashes)
-    return [own[:length] for own, length in zip(places, lengths, strict=True)]
-
-
-def order_of_each(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the places of all values of each row, the largest first; as `best_of_each` has them.
-
-    >>> order_of_each(np.array([[3, 8, 3], [-1, 0, -1]]), np.array([[1, 2, 3]] * 2) << 40)[:, 0]
-    array([1, 1])
-    """
-    # The last bits of a key tell its place: sorting keys is twice as fast as sorting places.
-    n_bits = max(values.shape[1] - 1, 1).bit_length()
-    keys = (values << _HASH_BITS) | (hashes >> (63 - _HASH_BITS))
-    keys >>= n_bits
-    keys <<= n_bits
-    keys |= np.arange(values.shape[1])
-    keys.sort(axis=1)
-    keys = keys[:, ::-1]
-    places: NDArray[np.int64] = keys & (1 << n_bits) - 1
-    keys >>= n_bits
-    is_tie = ((keys[:, 1:] == keys[:, :-1]) & (keys[:, 1:] >= 0)).any(axis=1)
-    for b in np.flatnonzero(is_tie).tolist():
-        places[b] = np.lexsort((hashes[b], values[b]))[::-1]
-    return places
 
 
 def best_rows(
@@ -188,20 +122,43 @@ def _sorted_places(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDAr
     return order
 
 
-def mean_directions(
-    vectors: NDArray[np.float32], weights: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return the directions of B weighted means on the grid, shapes (B, n, D) and (B, n) to (B, D).
+@compiled("boolean(int16[:, ::1], int64[::1], int64[::1], float32[::1])")
+def mean_direction(
+    steps: NDArray[np.int16],
+    rows: NDArray[np.int64],
+    weights: NDArray[np.int64],
+    direction: NDArray[np.float32],
+) -> bool:
+    """Write the direction of a weighted mean on the grid; zeros where the vectors cancel.
 
-    `weights` are whole numbers below 2^40 / n, the vectors on the grid. Zeros where the vectors
-    cancel or are all zero.
+    Returns whether there is a direction.
 
-    >>> mean_directions(to_grid(np.eye(3))[None], np.array([[3, 0, 4]])).tolist()
-    [[0.60009765625, 0.0, 0.7998046875]]
+    Parameters
+    ----------
+    steps
+        Vectors in steps of the grid, shape (N, D).
+    rows, weights
+        Which of them, and whole numbers below 2^40 / n, shape (n,).
+    direction
+        To be written, shape (D,).
+
+    Examples
+    --------
+    >>> steps, direction = np.int16([[2_048, 0], [0, 2_048]]), np.zeros(2, np.float32)
+    >>> mean_direction(steps, np.array([0, 1]), np.array([3, 4]), direction)
+    True
+    >>> direction.tolist()
+    [0.60009765625, 0.7998046875]
     """
-    # Multiples of 2^-11 below 2^40 fit the 53 bits of a float64: exact in any order.
-    wide = weights[:, None, :].astype(np.float64)  # (B, 1, n)
-    total = np.matmul(wide, vectors.astype(np.float64))[:, 0]  # (B, D)
-    norms = np.sqrt((total * total).sum(axis=1, keepdims=True))
-    is_none = norms < 1e-9
-    return to_grid(np.where(is_none, 0.0, total) / np.where(is_none, 1.0, norms))
+    n_columns = steps.shape[1]
+    total = np.zeros(n_columns, np.int64)
+    for at in range(len(rows)):
+        own, weight = steps[rows[at]], weights[at]
+        for column in range(n_columns):
+            total[column] += own[column] * weight
+    square = 0.0
+    for column in range(n_columns):
+        square += np.float64(total[column]) * np.float64(total[column])
+    for column in range(n_columns):
+        direction[column] = np.rint(total[column] / max(np.sqrt(square), 1.0) * GRID) / GRID
+    return square > 0

@@ -92,6 +92,11 @@ class Ragged:
         end = start + int(self._lengths[row])
         return [part[start:end] for part in self._parts]
 
+    @property
+    def columns(self) -> tuple[NDArray[np.uint32], NDArray[np.int32], list[NDArray[Any]]]:
+        """Where each row's values begin, how many there are, and the parts; to be read."""
+        return self._starts, self._lengths, self._parts
+
     def take(
         self, rows: Rows, most: NDArray[np.int64] | None = None
     ) -> tuple[list[NDArray[Any]], NDArray[np.int32]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.compiled import compiled
 from models.features import EVENT_TYPES, HISTORY
-from models.sources import WEIGHT_UNIT
+from models.retrieval_kernels import WEIGHT_UNIT
 
 Rows = NDArray[np.int64]
 
@@ -39,7 +39,7 @@ def recent_rows(rows: Rows, types: Rows, age_s: Rows) -> tuple[Rows, Rows]:
     Returns
     -------
     tuple
-        Rows, newest first, and weights, 1 to `models.sources.WEIGHT_UNIT`; int64, shape (R,).
+        Rows, newest first, and weights, 1 to `WEIGHT_UNIT`; int64, shape (R,).
 
     Raises
     ------

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from models.checkpoint import ModelFileError, ModelMismatchError, checksum, read_model
 from models.features import CANDIDATES, EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
-from models.item_vectors import widened
+from models.item_scores import scores_of
 from models.student_inputs import LENGTHS, MAX_ROWS, StudentInputs, Table
 
 __all__ = [
@@ -173,10 +173,7 @@ class StudentScorer:
 
         `candidate_rows`, shape (B, K), are rows of the table; 0 is padding and gets -inf.
         """
-        # Not BLAS: there a product's last bits depend on its place among the others.
-        vectors = widened(item_table[candidate_rows])
-        scores = np.einsum("bkm,bm->bk", vectors, user_vectors)
-        return np.where(candidate_rows > 0, scores, np.float32(-np.inf))
+        return scores_of(item_table, user_vectors, candidate_rows)
 
     def _run(
         self,

@@ -10,17 +10,17 @@ integers: see `models.neighbours` for why.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batches import are_closed, are_seen, firsts, padded
-from models.features import EVENT_CODE, EVENT_TYPES
+from models.features import EVENT_TYPES, TEXT_DIM
 from models.item_counts import hour_block
+from models.item_ids import ItemIds
 from models.item_rows import ItemRows
-from models.neighbours import best_of_each, mean_directions
+from models.neighbours import mean_direction
+from models.retrieval_kernels import WEIGHT_UNIT, Rules, allowed, unfinished, unlike
 from models.trend import (
     FULL_TRUST,
     TOP,
@@ -37,7 +37,6 @@ from models.vector_index import Hits
 
 Rows = NDArray[np.int64]
 
-WEIGHT_UNIT: Final = 65_536  # a recency weight of 1
 _LEAST_TRUST: Final = FULL_TRUST // 4  # in a segment: it tells of more than popularity
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 # Two standard deviations of the cosine of unrelated texts (`models.text`): less is noise.
@@ -45,8 +44,7 @@ LEAST_COSINE: Final = 0.25
 _HOUR_S: Final = 3_600
 _SAYS: Final = {"view": 1, "click": 2, "favorite": 3, "cart": 4, "cart_remove": -4}
 _INTEREST: Final = np.array([_SAYS.get(name, 0) for name in EVENT_TYPES])  # by event code
-_IN_CART: Final = 4 * WEIGHT_UNIT
-_PURCHASE: Final = EVENT_CODE["purchase"]
+_CART: Final = 200  # of its items, the newest, that are looked at
 _LATELY_S: Final = 14 * 24 * _HOUR_S
 _DECAY: Final = np.array(
     [int(WEIGHT_UNIT * 2.0 ** (-hour / 24)) for hour in range(_LATELY_S // _HOUR_S)]
@@ -60,9 +58,9 @@ class Query(NamedTuple):
     time_ms: int
     recent: Rows  # distinct rows of the history, newest first, without what was put back
     weights: NDArray[np.int64]  # of `recent`, by recency, 0 to WEIGHT_UNIT
-    history: Rows  # all rows of the history, newest first, 0 for ids without a row; C-contiguous
-    types: NDArray[np.int64]  # of `history`, models.features.EVENT_TYPES; the same
-    age_s: NDArray[np.int64]  # of `history`, seconds before the trigger, >= 0; the same
+    history: Rows  # all rows of the history, newest first, 0 for ids without a row
+    types: NDArray[np.int64]  # of `history`, models.features.EVENT_TYPES
+    age_s: NDArray[np.int64]  # of `history`, seconds before the trigger, >= 0
     cart: list[int]  # rows in the cart, newest first
     country: int  # code
     category: int  # code
@@ -97,6 +95,20 @@ class Query(NamedTuple):
     def is_seen(self, rows: Rows) -> NDArray[np.bool_]:
         """Return which of `rows` are no discovery: refused, or in `seen`."""
         return self.is_refused(rows) | self.items.is_among(rows, self.seen)
+
+    def rules(self, closed: Rows) -> Rules:
+        """Return what the loops of `models.retrieval_kernels` are told of what may be proposed.
+
+        Nothing that is refused, nor what is in `closed`.
+        """
+        items = self.items
+        own = items.has_windows, self.time_ms, closed, self.blocked, self.blocked_categories
+        return items.is_servable, items.from_ms, items.until_ms, items.category, items.mark, *own
+
+    def unseen(self, rows: Rows, limit: int) -> Rows:
+        """Return the first `limit` of `rows` that are a discovery: not refused, nor in `seen`."""
+        found: Rows = allowed(*self.rules(self.seen), rows, limit)
+        return found
 
 
 class Source(Protocol):
@@ -137,41 +149,18 @@ class ContentSource:
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return the rows most alike, those above the noise."""
-        content = queries[0].items.content
-        recent = np.zeros((len(queries), self._n_recent), np.int64)  # (B, R), 0: padding
-        weights = np.zeros_like(recent)
-        for b, query in enumerate(queries):
-            n = min(len(query.recent), self._n_recent)
-            recent[b, :n], weights[b, :n] = query.recent[:n], query.weights[:n]
-        wanted = mean_directions(content.vectors(recent), weights)  # (B, D)
-        return self._unmet(queries, content.search(wanted, 2 * self._limit))
+        items, n = queries[0].items, self._n_recent
+        wanted = np.zeros((len(queries), TEXT_DIM), np.float32)
+        for query, own in zip(queries, wanted, strict=True):
+            mean_direction(items.content_steps, query.recent[:n], query.weights[:n], own)
+        found = items.content.search(wanted, 2 * self._limit)
+        return [self._unmet(*pair) for pair in zip(queries, found, strict=True)]
 
-    def _unmet(self, queries: Sequence[Query], found: Sequence[Hits]) -> list[Rows]:
-        rows, _ = padded([hits.rows for hits in found])  # (B, L)
-        scores, _ = padded([hits.scores for hits in found])
-        is_unmet = (scores >= LEAST_COSINE) & ~are_seen(queries, rows)
-        recent, is_own = padded([query.recent for query in queries])  # (B, R)
-        keys = queries[0].items.text_key.take(np.concatenate([recent, rows], axis=1))
-        # What is left out is like nothing else.
-        others = np.arange(keys.shape[1], dtype=np.uint64)
-        compared = np.where(np.concatenate([is_own, is_unmet], axis=1), keys, others)
-        compared.sort(axis=1)
-        has_copies = (compared[:, 1:] == compared[:, :-1]).any(axis=1)
-        unmet = firsts(rows, is_unmet, self._limit)
-        for b in np.flatnonzero(has_copies).tolist():
-            unmet[b] = self._without_copies(queries[b], rows[b][is_unmet[b]])
+    def _unmet(self, query: Query, hits: Hits) -> Rows:
+        rows = hits.rows[: np.count_nonzero(hits.scores >= LEAST_COSINE)]
+        of_items = query.items.text_key
+        unmet: Rows = unlike(*query.rules(query.seen), rows, query.recent, of_items, self._limit)
         return unmet
-
-    def _without_copies(self, query: Query, rows: Rows) -> Rows:
-        of_recent, of_rows = (query.items.text_key.take(own) for own in (query.recent, rows))
-        known, kept = set(of_recent.tolist()), list[int]()
-        for row, key in zip(rows.tolist(), of_rows.tolist(), strict=True):
-            if key not in known:
-                known.add(key)
-                kept.append(row)
-                if len(kept) == self._limit:
-                    break
-        return np.array(kept, np.int64)
 
 
 class TrendSource:
@@ -197,18 +186,18 @@ class TrendSource:
     def __init__(self, limit: int = 100) -> None:
         self._limit = limit
         self._lists: dict[tuple[int, int, int], Rows] = {}
-        self._made_of: tuple[ItemRows | None, int] = (None, -1)
+        self._made_of: tuple[ItemIds | None, int] = (None, -1)
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return the rows of the users' segments, blended."""
-        lists, _ = padded([self._of_segment(query) for query in queries])
-        return firsts(lists, ~are_seen(queries, lists), self._limit)
+        return [query.unseen(self._of_segment(query), self._limit) for query in queries]
 
     def _of_segment(self, query: Query) -> Rows:
         items = query.items
-        if self._made_of[0] is not items or self._made_of[1] != items.version:
+        # Views of one table, a student each, share its ids.
+        if self._made_of != (items.item_ids, items.version):
             self._lists.clear()
-            self._made_of = (items, items.version)
+            self._made_of = (items.item_ids, items.version)
         segment = (query.country, query.category, hour_block(query.time_ms))
         rows = self._lists.get(segment)
         if rows is None:
@@ -256,50 +245,17 @@ class UnfinishedSource:
 
     def propose(self, queries: Sequence[Query]) -> list[Rows]:
         """Return rows of the history and the cart, most wanted first."""
-        found = self._interest(queries)
-        for b, query in enumerate(queries):
-            if query.cart:
-                found[b] = self._with_cart(query, *found[b])
-        rows, _ = padded([rows for rows, _ in found])  # (B, L)
-        if not rows.shape[1]:
-            return [_NO_ROWS] * len(queries)
-        values, _ = padded([values for _, values in found])
-        values[(values <= 0) | are_closed(queries, rows)] = -1
-        best = best_of_each(values, queries[0].items.id_hash.take(rows), self._limit)
-        return [own[places] for own, places in zip(rows, best, strict=True)]
+        return [self._propose(query) for query in queries]
 
-    def _with_cart(
-        self, query: Query, rows: Rows, values: NDArray[np.int64]
-    ) -> tuple[Rows, NDArray[np.int64]]:
-        value = dict(zip(rows.tolist(), values.tolist(), strict=True))
-        cart = query.cart[:200]
-        for place, row in enumerate(cart):
-            # At most 50 events of weight 4 and this: below 2^24, so the cart's order stands.
-            first = (len(cart) - place) << 24 if query.lead == self.name else 0
-            value[row] = max(value.get(row, 0), 0) + _IN_CART + first
-        rows = np.fromiter(value.keys(), np.int64, len(value))
-        return rows, np.fromiter(value.values(), np.int64, len(value))
-
-    @staticmethod
-    def _interest(queries: Sequence[Query]) -> list[tuple[Rows, NDArray[np.int64]]]:
-        """Return the rows of each history and how much each is wanted."""
-        sizes = [len(query.history) for query in queries]
-        owners = np.repeat(np.arange(len(queries)), sizes)
-        lists = zip(*((query.history, query.types, query.age_s) for query in queries), strict=True)
-        rows, codes, age_s = (np.concatenate(own) for own in lists)
-        at = np.flatnonzero((age_s < _LATELY_S) & (rows > 0))
-        at = at[np.argsort(owners[at] * queries[0].items.n_rows + rows[at], kind="stable")]
-        owners, rows, codes = owners[at], rows[at], codes[at]  # by query and row, newest first
-        is_first = np.ones(len(at), np.bool_)
-        is_first[1:] = (rows[1:] != rows[:-1]) | (owners[1:] != owners[:-1])
-        starts = np.flatnonzero(is_first)
-        # What came before a purchase is settled, a view after it counts.
-        is_bought = codes == _PURCHASE
-        n_bought = np.cumsum(is_bought)
-        earlier = (n_bought - is_bought)[starts]
-        is_settled = n_bought > np.repeat(earlier, np.diff(starts, append=len(at)))
-        values = np.where(is_settled, 0, _INTEREST[codes] * _DECAY[age_s[at] // _HOUR_S])
-        values = np.add.reduceat(values, starts) if len(at) else values
-        rows = rows[starts]
-        ends = np.searchsorted(owners[starts], np.arange(len(queries) + 1)).tolist()
-        return [(rows[start:end], values[start:end]) for start, end in pairwise(ends)]
+    def _propose(self, query: Query) -> Rows:
+        # At most 50 events of weight 4 and being in the cart: below 2^24, so its order stands.
+        by_place = 1 << 24 if query.lead == self.name else 0
+        wanted: Rows = unfinished(
+            *query.rules(query.closed),
+            *(query.history, query.types, query.age_s),
+            *(np.array(query.cart[:_CART], np.int64), by_place),
+            *(_INTEREST, _DECAY),
+            *(query.items.id_hash, query.items.slots),
+            self._limit,
+        )
+        return wanted

@@ -64,6 +64,7 @@ class StudentItems:
         self._is_made = np.ones(1, np.bool_)
         self._is_empty = np.ones(1, np.bool_)  # a vector of zeros is found by nothing
         self._weights = self._by_row()
+        self._rarity = np.ones(1, np.float32)
         self.tower = VectorIndex(
             scorer.dim, self._directions, lambda rows: items.id_hash[rows], length=_TYPICAL
         )
@@ -81,7 +82,9 @@ class StudentItems:
             # A neighbour of weight 1 is worth 1, however common it is.
             items.linear = copy.copy(items)
             items.linear.neighbours = self._weights
-            items.linear.rarity = np.broadcast_to(np.float32(1.0), items.rarity.shape)
+            if len(self._rarity) != len(items.rarity):
+                self._rarity = np.ones_like(items.rarity)
+            items.linear.rarity = self._rarity
         return items
 
     def asked(self, users: NDArray[np.float32], queries: Sequence[Query]) -> list[Query]:

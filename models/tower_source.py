@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.batches import are_seen, firsts, padded
 from models.features import HISTORY
 from models.neighbour_source import NeighbourSource
 from models.neighbours import to_grid
@@ -70,9 +69,8 @@ class TowerSource:
             return {}
         directions = _directions(list(wanted.values()))
         hits = queries[0].items.tower.search(directions, self._limit + n_more)
-        rows, _ = padded([hit.rows for hit in hits])
-        is_seen = are_seen([queries[b] for b in wanted], rows)
-        return dict(zip(wanted, firsts(rows, ~is_seen, self._limit), strict=True))
+        pairs = zip(wanted, hits, strict=True)
+        return {b: queries[b].unseen(hit.rows, self._limit) for b, hit in pairs}
 
 
 def _directions(vectors: list[NDArray[np.float32]]) -> NDArray[np.float32]:

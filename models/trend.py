@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from models.item_rows import ItemRows
 from models.neighbours import best_rows
+from models.retrieval_kernels import fused
 
 DAY_MS: Final = 86_400_000
 WEEK_MS: Final = 7 * DAY_MS
@@ -138,9 +139,12 @@ def blend(
     all weigh the same without them.
     """
     by_list = [1] * len(lists) if weights is None else weights
-    shares = [_SHARES[: len(rows)] * w for rows, w in zip(lists, by_list, strict=True)]
-    rows, total = items.add_up(np.concatenate([_NONE, *lists]), np.concatenate([_NONE, *shares]))
-    return best_rows(total, rows, items.id_hash, limit)
+    weighed = [(rows, w) for rows, w in zip(lists, by_list, strict=True) if w]
+    says = np.outer([w for _, w in weighed], _SHARES).astype(np.int64)
+    ends = np.cumsum([len(rows) for rows, _ in weighed], dtype=np.int64)
+    rows = np.concatenate([_NONE, *(rows for rows, _ in weighed)])
+    blended: NDArray[np.int64] = fused(rows, ends, says, 0, items.id_hash, items.slots, limit)[0]
+    return blended
 
 
 def _top(items: ItemRows, segment: str, code: int, limit: int) -> NDArray[np.int64]:

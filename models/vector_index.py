@@ -34,13 +34,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.neighbours import best_of_each, score_values
+from models.neighbours import GRID, in_steps, score_values
+from models.retrieval_kernels import best_places, nearest
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 # Above it a scan of codes and refining cost less than a product with all vectors.
-SCAN_FROM: Final = 6_000
+SCAN_FROM: Final = 16_000
 # Queries that share a pass over the codes, 4 and 4: a quarter faster than what faiss picks.
 _TOGETHER: Final = 0x44
 _WIDTH: Final = 32  # codes are packed in blocks of so many rows
@@ -55,7 +56,6 @@ _AT_ONCE: Final = 65_536  # rows encoded in one call: 50 MB of scratch
 _QUERIES: Final = 64  # in one call: bounds the scratch, 4 MB
 _REFINED: Final = 8  # queries whose rows are looked at together: their vectors stay in cache
 _SPARE: Final = 32  # proposed beyond what the limit takes: small limits need it
-_EVERY: Final = 8  # of all products one in so many is looked at first
 _MORE: Final = 8  # how many times more are asked for where ties leave too few
 
 
@@ -90,7 +90,7 @@ class VectorIndex:
     -----
     Of 100,000 random vectors of 64 columns, the worst case, the scan finds 99% of the exact 100
     best, 4 times as fast as all products (`python -m bench.index`). Codes take D / 2 bytes a row
-    and at times twice that, places 8 bytes; below `scan_from` rows a copy of the vectors 4 D.
+    and at times twice that, places 8 bytes; below `scan_from` rows a copy of the vectors 2 D.
 
     Examples
     --------
@@ -123,7 +123,7 @@ class VectorIndex:
         self._n = 0
         self._rows: NDArray[np.int32] = np.zeros(64, np.int32)  # by place
         self._places: NDArray[np.int32] = np.zeros(64, np.int32)  # by row: place + 1, 0 for none
-        self._matrix: Floats | None = None  # (D, n) by place, while there are few
+        self._near: _Near | None = None  # while there are few
         self._codes: _Codes | None = None
 
     def __len__(self) -> int:
@@ -151,8 +151,8 @@ class VectorIndex:
         """Drop rows; those that are not held are passed over."""
         for row in rows[self.holds(rows)].tolist():
             place, last = int(self._places[row]) - 1, self._n - 1
-            if self._matrix is not None:
-                self._matrix[:, place] = self._matrix[:, last]
+            if self._near is not None:
+                self._near.move(last, place)
             if self._codes is not None:
                 self._codes.drop(place)
             self._rows[place] = moved = self._rows[last]
@@ -201,8 +201,8 @@ class VectorIndex:
     def _change(self, rows: Rows) -> None:
         places = self._places[rows] - 1
         vectors = self.vectors(rows)
-        if self._matrix is not None:
-            self._matrix[:, places] = vectors.T
+        if self._near is not None:
+            self._near.write(places, vectors, self._hashes_of(rows))
         if self._codes is not None:
             self._codes.change(places, vectors)
 
@@ -214,33 +214,26 @@ class VectorIndex:
             self._rows = wider
         self._rows[self._n : end] = rows
         self._places[rows] = np.arange(self._n + 1, end + 1)
+        if end >= self._scan_from:
+            self._near = None
+        if self._near is not None:
+            places = np.arange(self._n, end)
+            self._near.write(places, self.vectors(rows), self._hashes_of(rows))
         if self._codes is not None:
             self._codes.append(self.vectors(rows))
         self._n = end
-        self._matrix = None
 
     def _all_products(self, queries: Floats, limit: int) -> list[Hits]:
-        if self._matrix is None:
-            vectors = self.vectors(self._rows[: self._n].astype(np.int64))
-            self._matrix = np.ascontiguousarray(vectors.T)
-        scores = queries @ self._matrix[:, : self._n]  # (B, n), exact
-        rows = self._rows[: self._n].astype(np.int64)
-        if self._n <= _EVERY * limit:
-            return self._best(np.broadcast_to(rows, scores.shape), scores, limit)
-        # A guess from one score in so many, which leaves twice as many as are wanted.
-        sample = scores[:, ::_EVERY]
-        at = sample.shape[1] - 1 - 2 * limit // _EVERY
-        likely = scores >= np.partition(sample, at, axis=1)[:, at, None]
-        n_likely = np.count_nonzero(likely, axis=1)
-        for b in np.flatnonzero(n_likely < limit).tolist():
-            likely[b] = scores[b] >= np.partition(scores[b], self._n - limit)[self._n - limit]
-            n_likely[b] = np.count_nonzero(likely[b])
-        # Of each query's likely places a row, filled up with what is left out.
-        own = np.arange(n_likely.max()) < n_likely[:, None]  # (B, L)
-        places, kept = np.zeros(own.shape, np.int64), np.zeros(own.shape, np.float32)
-        flat = np.flatnonzero(likely)
-        places[own], kept[own] = flat % self._n, scores.ravel()[flat]
-        return self._best(rows[places], kept, limit, own)
+        if self._near is None:
+            self._near = _Near(self._dim)
+            rows = self._rows[: self._n].astype(np.int64)
+            self._near.write(np.arange(self._n), self.vectors(rows), self._hashes_of(rows))
+        shape = (len(queries), min(limit, self._n))
+        values, hashes, places = (np.empty(shape, np.int64) for _ in range(3))
+        near = self._near
+        nearest(near.steps, self._n, near.hashes, in_steps(queries), values, hashes, places)
+        scores = (values * (1 / GRID**2)).astype(np.float32)  # exact
+        return list(map(Hits, self._rows[places].astype(np.int64), scores))
 
     def _scan(self, queries: Floats, limit: int) -> list[Hits]:
         if self._codes is None:
@@ -248,7 +241,6 @@ class VectorIndex:
             for start in range(0, self._n, _AT_ONCE):
                 rows = self._rows[start : min(start + _AT_ONCE, self._n)].astype(np.int64)
                 self._codes.append(self.vectors(rows))
-        self._matrix = None
         n_wanted = limit + limit // 2 + _SPARE
         places, is_sure = self._codes.propose(queries, min(n_wanted, self._n))  # (B, P)
         rows = self._rows[places].astype(np.int64)
@@ -277,12 +269,36 @@ class VectorIndex:
         self, rows: Rows, scores: Floats, limit: int, is_own: NDArray[np.bool_] | None = None
     ) -> list[Hits]:
         """Return the best of each query's rows; all three of shape (B, P)."""
-        values = score_values(scores)
+        values, hashes = score_values(scores), self._hashes_of(rows)
         if is_own is not None:
             values[~is_own] = -1
-        best = best_of_each(values, self._hashes_of(rows), limit)
+        best = [best_places(*pair, limit) for pair in zip(values, hashes, strict=True)]
         each = zip(rows, scores, best, strict=True)
         return [Hits(own[places], score[places]) for own, score, places in each]
+
+
+class _Near:
+    """Vectors in steps of the grid, and the hashes of their ids, by place."""
+
+    def __init__(self, dim: int) -> None:
+        self.steps: NDArray[np.int16] = np.zeros((64, dim), np.int16)
+        self.hashes: NDArray[np.int64] = np.zeros(64, np.int64)
+
+    def write(
+        self, places: NDArray[np.integer], vectors: Floats, hashes: NDArray[np.int64]
+    ) -> None:
+        end = int(places.max()) + 1
+        if end > len(self.hashes):
+            held, size = len(self.hashes), max(end, 2 * len(self.hashes))
+            steps, self.steps = self.steps, np.zeros((size, self.steps.shape[1]), np.int16)
+            self.steps[:held] = steps
+            self.hashes = np.concatenate([self.hashes, np.zeros(size - held, np.int64)])
+        self.steps[places] = in_steps(vectors)
+        self.hashes[places] = hashes
+
+    def move(self, place: int, to: int) -> None:
+        self.steps[to] = self.steps[place]
+        self.hashes[to] = self.hashes[place]
 
 
 class _Codes:

@@ -74,28 +74,8 @@ _LEADS: Final = {
 _EXPLORATION: Final = 1  # seed of the hash, apart from others of the same id
 _NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 _NO_PICKS: Final = Picks()
-_DAY_MS: Final = 86_400_000
-_WEEK_MS: Final = 7 * _DAY_MS
 
 _PURCHASE: Final = EVENT_CODE["purchase"]
-
-
-class ArmInputs(NamedTuple):
-    """What `models.arms.arm_features` reads of the candidates; each float64, shape (B, K).
-
-    Counts are decayed to the trigger's time; 0 for an item without statistics.
-    """
-
-    popularity: Floats  # weighted interactions, half-life 1 day
-    views: Floats  # half-life 7 days, as the next five
-    clicks: Floats
-    purchases: Floats
-    pushes: Floats
-    opens: Floats
-    favorites: Floats
-    age_days: Floats  # since created, else first seen; 0 where neither is known
-    price: Floats
-    category_affinity: Floats  # share of the history, by recency, in the main category, 0 to 1
 
 
 class Found(NamedTuple):
@@ -352,55 +332,3 @@ def candidates_of(
     ids = items.item_ids.named(rows)
     names = [SOURCES[code] for code in sources.tolist()]
     return list(map(Candidate._make, zip(ids, names, scores.tolist(), strict=True)))
-
-
-def arm_inputs(queries: Sequence[Query], time_ms: Sequence[int], rows: Rows) -> ArmInputs:
-    """Return what the policy's arm features need of several triggers' candidates.
-
-    Parameters
-    ----------
-    queries
-        Of B triggers, B >= 1.
-    time_ms
-        Their times, event time.
-    rows
-        Their candidates, shape (B, K).
-    """
-    items = queries[0].items
-    now_ms = np.array(time_ms, np.int64)[:, None]  # (B, 1)
-    age_ms = np.maximum(now_ms - items.stats_ms[rows], 0)  # (B, K), as all below
-    by_day = np.exp2(-age_ms / _DAY_MS)
-    by_week = np.exp2(-age_ms / _WEEK_MS)
-    created_ms = items.created_ms[rows]
-    born_ms = np.where(created_ms > 0, created_ms, items.first_seen_ms[rows])
-    is_born = (born_ms > 0) & (born_ms < now_ms)
-    return ArmInputs(
-        popularity=items.popularity[rows] * by_day,
-        views=items.views[rows] * by_week,
-        clicks=items.clicks[rows] * by_week,
-        purchases=items.purchases[rows] * by_week,
-        pushes=items.pushes[rows] * by_week,
-        opens=items.opens[rows] * by_week,
-        favorites=items.favorites[rows] * by_week,
-        age_days=np.where(is_born, (now_ms - born_ms) / _DAY_MS, 0.0),
-        price=items.price[rows].astype(np.float64),
-        category_affinity=np.array(
-            [
-                _category_affinity(items.category, query.recent, query.weights, own)
-                for query, own in zip(queries, rows, strict=True)
-            ]
-        ).reshape(rows.shape),
-    )
-
-
-def _category_affinity(
-    category: NDArray[np.uint16], recent: Rows, weights: NDArray[np.int64], rows: Rows
-) -> Floats:
-    of_recent, wanted = category[recent], category[rows]
-    known = np.where(of_recent > 0, weights, 0).astype(np.float64)  # whole numbers: exact sums
-    total = known.sum()
-    if not total or not len(rows):
-        return np.zeros(len(rows))
-    by_category = np.bincount(of_recent, weights=known, minlength=int(wanted.max()) + 1)
-    share: Floats = by_category[wanted] / total
-    return share

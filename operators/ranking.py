@@ -18,15 +18,19 @@ ends in item_id, so that a replay at another batch size ranks the same.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import Counter
 
-from models.arms import N_ARM, N_NEURAL, SOURCE_CODE, SOURCES, arm_features
+from models.action_set import best_places
+from models.arm_features import INPUT, arm_columns
+from models.arm_inputs import arm_inputs
+from models.arms import N_ARM, N_NEURAL, SOURCE_CODE, SOURCES
 from models.explore_source import explored_places
-from models.features import HISTORY, TEXT_DIM
+from models.features import HISTORY
 from models.item_vectors import widened
 from models.neural_linear import neural_columns
 from models.rollout import rank_correlation
@@ -35,11 +39,13 @@ from models.sources import Query
 from models.student_inputs import oldest_first
 from operators import metrics
 from operators.campaigns import HOLDOUT, CampaignTable
-from operators.candidates import CandidateGenerator, Found, arm_inputs, candidates_of
+from operators.candidates import CandidateGenerator, Found, candidates_of
 from operators.catalogue import Catalogue
 from operators.hops import Forget, Ranked, Tried, Trigger
 from operators.messages import Campaign
 from operators.model_table import ModelTable, Student
+
+Floats = NDArray[np.float64]
 
 
 class _Set(NamedTuple):
@@ -61,11 +67,6 @@ class _Answer(NamedTuple):
     neural: NDArray[np.float32] | None = None  # (K, N_NEURAL), of a student and where asked for
 
 
-# Reciprocal-rank fusion of the student's order (weight 1) with the candidates' own: the policy
-# gets what either is sure of. On online-retail one of the first ten is in the next invoice in
-# 35.9% of cases so, and was in 30.0% by the student's order alone (`python -m bench.retail`).
-_RRF: Final = 60
-_FUSED_WEIGHT: Final = 2.0
 _EXPLORED: Final = SOURCE_CODE["explore"]
 _CANDIDATES: Final = [metrics.CANDIDATES.labels(name) for name in SOURCES]
 _ARMS: Final = [metrics.ARMS.labels(name) for name in SOURCES]
@@ -158,21 +159,21 @@ class Ranker:
         triggers = [entry.trigger for entry in ranked]
         queries = self._generator.ask(triggers, [campaign.picks for campaign in live.values()])
         answers = self._answers(triggers, queries)
-        for at, entry, answer in zip(live, ranked, answers, strict=True):
+        found, sets = [one.found for one in answers], [one.best for one in answers]
+        arms = self._arms([one.query for one in found], sets)
+        if self._is_neural:
+            arms = [_widened(own, one.neural) for own, one in zip(arms, answers, strict=True)]
+        for at, entry, answer, own in zip(live, ranked, answers, arms, strict=True):
             best = answer.best
             out[at] = entry._replace(
                 candidates=candidates_of(self._catalogue, best.rows, best.sources, best.fused),
                 scores=best.scores,
+                arm_features=own,
                 model_version=answer.version,
                 tried=answer.tried,
             )
-        found, sets = [one.found for one in answers], [one.best for one in answers]
         _count(_CANDIDATES, [one.sources for one in found])
         _count(_ARMS, [best.sources for best in sets])
-        self._fill_features(out, list(live), found, sets)
-        if self._is_neural:
-            for at, answer in zip(live, answers, strict=True):
-                _widen(out, at, answer.neural)
 
     def _neural(
         self, student: Student, users: NDArray[np.float32], sets: list[_Set]
@@ -286,74 +287,37 @@ class Ranker:
                 metrics.SHADOW_DRIFT.observe(drift)
         self._models.timed(served_s, seconds)
 
-    def _fill_features(
-        self, out: list[Ranked | Forget], live: list[int], found: list[Found], sets: list[_Set]
-    ) -> None:
-        # Sets of one size are taken together; nearly all have `action_set` arms.
-        for size in {len(best.rows) for best in sets if len(best.rows)}:
-            same = [b for b, best in enumerate(sets) if len(best.rows) == size]
-            columns = zip(*(sets[b] for b in same), strict=True)
-            rows, sources, fused, scores = (np.array(column) for column in columns)  # (S, size)
-            queries = [found[b].query for b in same]
-            inputs = arm_inputs(queries, [query.time_ms for query in queries], rows)
-            intent, taste = self._cosines(queries, rows)
-            arms = arm_features(
-                scores=scores,
-                fused=fused,
-                sources=sources,
-                intent_cosine=intent,
-                taste_cosine=taste,
-                **inputs._asdict(),
-            )  # (S, size, d_a)
-            for b, own in zip(same, arms, strict=True):
-                entry = out[live[b]]
-                if isinstance(entry, Ranked):
-                    out[live[b]] = entry._replace(arm_features=own)
+    def _arms(self, queries: list[Query], sets: list[_Set]) -> list[NDArray[np.float32]]:
+        """Return the columns of each set's arms, (K, d_a), push fatigue left at zero."""
+        rows, sources, fused, scores = zip(*sets, strict=True)
+        bounds = np.cumsum([0, *map(len, rows)])
+        inputs = arm_inputs(queries, rows)
+        inputs[INPUT["scores"]] = np.concatenate(scores)
+        inputs[INPUT["fused"]] = np.concatenate(fused)
+        starts = bounds.tolist()
+        for query, own, start in zip(queries, rows, starts[:-1], strict=True):
+            self._tell_cosines(query, own, inputs[:, start : start + len(own)])
+        arms = arm_columns(inputs, np.concatenate(sources), bounds)
+        return [arms[start:end] for start, end in pairwise(starts)]
 
     def _best(self, found: list[Found], scores: NDArray[np.float32]) -> list[_Set]:
         """Return the action set of each trigger: the best by the student and the sources fused."""
-        order = np.argsort(-scores, axis=1, kind="stable")  # (B, K); padding comes last
-        ranks = np.argsort(order, axis=1)  # the order, the other way round
-        worth = 1 / (_RRF + ranks) + _FUSED_WEIGHT / (_RRF + np.arange(order.shape[1]))
-        worth[np.isneginf(scores)] = 0.0
-        best = self._cut(found, np.argsort(-worth, axis=1, kind="stable"))  # (B, <= K)
+        size = self._action_set
+        shares = explored_places([one.query.seed for one in found], self._explore_share, size)
         sets = []
-        for one, kept, own in zip(found, best, scores, strict=True):
-            top = kept[: len(one.rows)]
+        for one, all_scores, n_explored in zip(found, scores, shares, strict=True):
+            own = all_scores[: len(one.rows)]
+            top = best_places(own, one.sources == _EXPLORED, n_explored, size)
             sets.append(_Set(one.rows[top], one.sources[top], one.scores[top], own[top]))
         return sets
 
-    def _cut(self, found: list[Found], order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the first `action_set` columns of an order, (B, K), some given to the explored."""
-        share, size = self._explore_share, self._action_set
-        if not share or order.shape[1] <= size:
-            return order[:, :size]
-        is_explored = np.zeros(order.shape, np.bool_)
-        for b, one in enumerate(found):
-            is_explored[b, : len(one.rows)] = one.sources == _EXPLORED
-        sets = np.arange(len(order))[:, None]
-        is_explored = is_explored[sets, order]
-        places = np.array(explored_places([one.query.seed for one in found], share, size))
-        is_first = is_explored & (np.cumsum(is_explored, axis=1) <= places[:, None])
-        chosen = np.sort(np.argsort(~is_first, axis=1, kind="stable")[:, :size], axis=1)
-        return order[sets, chosen]
-
-    def _cosines(
-        self, queries: list[Query], rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return how near items, rows (S, K), are to what each user asked for, and writes of."""
-        wanted = np.zeros((len(queries), 2, TEXT_DIM), np.float32)
-        for s, query in enumerate(queries):
-            if query.intent is not None:
-                wanted[s, 0] = query.intent
-            if query.taste is not None:
-                wanted[s, 1] = query.taste
-        if not wanted.any():
-            none = np.zeros(rows.shape, np.float32)
-            return none, none
-        vectors = self._catalogue.content.vectors(rows)  # (S, K, D)
-        cosines = vectors @ wanted.transpose(0, 2, 1)  # (S, K, 2), exact: all on the grid
-        return cosines[..., 0], cosines[..., 1]
+    def _tell_cosines(self, query: Query, rows: NDArray[np.int64], inputs: Floats) -> None:
+        """Put in how near items, rows (K,), are to what a user asked for, and writes of."""
+        written = {"intent_cosine": query.intent, "taste_cosine": query.taste}
+        for name, vector in written.items():
+            if vector is not None:
+                # Exact, whatever the order of the sum: all on the grid.
+                inputs[INPUT[name]] = self._catalogue.content.vectors(rows) @ vector
 
     @staticmethod
     def _fused_scores(found: list[Found], targets: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -390,13 +354,10 @@ def user_vectors(
     return scorer.user_vectors(item_table, rows, types, ages, context)
 
 
-def _widen(out: list[Ranked | Forget], at: int, neural: NDArray[np.float32] | None) -> None:
-    """Put the student's columns behind the others."""
-    entry = out[at]
-    if isinstance(entry, Ranked):
-        arms = entry.arm_features
-        own = np.zeros((len(arms), N_NEURAL), np.float32) if neural is None else neural
-        out[at] = entry._replace(arm_features=np.hstack([arms, own]))
+def _widened(arms: NDArray[np.float32], neural: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Return arms with the student's columns behind the others, zeros where none did."""
+    own = np.zeros((len(arms), N_NEURAL), np.float32) if neural is None else neural
+    return np.hstack([arms, own])
 
 
 def _count(by_source: list[Counter], sources: list[NDArray[np.int64]]) -> None:

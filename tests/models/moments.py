@@ -42,7 +42,12 @@ def query(items: ItemRows, **fields: Any) -> Query:
         "closed": NONE,
         "seen": NONE,
     }
-    return Query(items, **{**nothing, **fields})
+    arrays = {name for name, value in nothing.items() if value is NONE} | {"blocked"}
+    given = {
+        name: np.ascontiguousarray(value, np.int64) if name in arrays else value
+        for name, value in fields.items()
+    }
+    return Query(items, **{**nothing, **given})
 
 
 def rows_of(items: ItemRows, *ids: str) -> np.ndarray:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models import arms
+from models.arm_features import arm_features
 from models.arms import (
     ARM,
     CROSSES,
@@ -15,9 +16,6 @@ from models.arms import (
     N_CAMPAIGNS,
     N_POLICY_CONTEXT,
     POLICY_CONTEXT,
-    SOURCE_COLUMNS,
-    SOURCES,
-    arm_features,
     design,
     loggable,
     policy_context,
@@ -25,20 +23,7 @@ from models.arms import (
     with_fatigue,
 )
 from models.features import COLUMN, N_CONTEXT
-
-COLUMNS = (
-    "fused",
-    "popularity",
-    "views",
-    "clicks",
-    "purchases",
-    "pushes",
-    "opens",
-    "favorites",
-    "age_days",
-    "price",
-    "category_affinity",
-)
+from tests.models.test_arm_features import COLUMNS
 
 
 def context(seed: int = 0, trigger_type: str = "intent") -> np.ndarray:
@@ -51,14 +36,6 @@ def rows(n: int, seed: int = 0) -> np.ndarray:
     columns = {name: rng.exponential(3.0, n) for name in COLUMNS}
     plain = arm_features(scores=rng.normal(size=n), sources=[2] * n, **columns)
     return with_fatigue(plain, rng.integers(0, 3, n), rng.exponential(3.0, n))
-
-
-def column(name: str, **changes: object) -> list[float]:
-    """Return one column for two arms that differ in `changes` alone."""
-    plain: dict[str, object] = {key: [1.0, 1.0] for key in COLUMNS}
-    plain |= {"scores": [0.0, 0.0], "sources": ["", ""]}
-    out = arm_features(**(plain | changes))  # type: ignore[arg-type]
-    return [round(v, 4) for v in out[:, ARM.index(name)].tolist()]
 
 
 @given(st.integers(0, 10**6), st.integers(0, 20))
@@ -136,45 +113,6 @@ def test_a_push_a_week_ago_is_as_good_as_none():
     week = policy_context([0.0] * N_CONTEXT, "idle", 168.0, 0, 0)
     never = policy_context([0.0] * N_CONTEXT, "idle", math.inf, 0, 0)
     assert week[pause] == never[pause] == 1.0
-
-
-def test_scores_are_compared_within_the_set():
-    assert column("score_z", scores=[5.0, 7.0]) == [-1.0, 1.0]
-    assert column("score_rank", scores=[5.0, 7.0]) == [0.6309, 1.0]
-    assert column("score_z", scores=[5.0, 5.0]) == [0.0, 0.0]
-
-
-def test_a_score_that_is_not_finite_counts_as_the_worst():
-    assert column("score_z", scores=[-math.inf, 7.0]) == [0.0, 0.0]
-    assert column("score_z", scores=[math.nan, math.nan]) == [0.0, 0.0]
-
-
-def test_a_rate_is_told_against_its_prior_and_capped():
-    assert column("open_rate", pushes=[0.0, 80.0], opens=[0.0, 28.0]) == [0.0, 2.0]
-    assert column("click_rate", views=[0.0, 1e6], clicks=[0.0, 1e6]) == [0.0, 5.0]
-
-
-def test_what_was_written_is_told_by_cosine_and_nothing_written_by_zero():
-    assert column("intent_cosine") == column("taste_cosine") == [0.0, 0.0]
-    assert column("intent_cosine", intent_cosine=[0.5, -0.25]) == [0.5, -0.25]
-    assert column("taste_cosine", taste_cosine=[0.5, -0.25]) == [0.5, -0.25]
-
-
-def test_no_column_leaves_its_bounds():
-    huge = {name: [1e100, -1e100] for name in COLUMNS}
-    out = arm_features(scores=[1e30, -1e30], sources=[2, -1], **huge)
-    assert np.abs(out).max() <= arms.LIMIT
-
-
-def test_sources_have_a_column_each_and_an_unknown_one_has_none():
-    out = arm_features(
-        scores=[0.0] * 11,
-        sources=[*range(10), -1],
-        **{name: [0.0] * 11 for name in COLUMNS},
-    )
-    assert len(SOURCES) == 10
-    assert out[:, SOURCE_COLUMNS].tolist() == np.eye(11, 10).tolist()
-    assert ARM[SOURCE_COLUMNS] == tuple(f"source_{name}" for name in SOURCES)
 
 
 def test_fatigue_fills_its_two_columns_of_a_copy():

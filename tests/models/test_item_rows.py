@@ -50,23 +50,6 @@ def test_rows_that_moved_are_told_as_everything() -> None:
     assert items.changed_since(version) is None
 
 
-@given(
-    st.sampled_from([9, 200]),
-    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=40),
-)
-def test_sums_by_row_are_those_of_a_plain_loop(n: int, pairs) -> None:
-    items, wanted = rows_of(n), {}
-    for row, value in pairs:
-        if value:
-            wanted[row] = wanted.get(row, 0) + value
-    rows = np.array([row for row, _ in pairs], np.int64)
-    values = np.array([value for _, value in pairs], np.int64)
-    for _ in range(2):  # nothing stays behind in the scratch
-        distinct, sums = items.add_up(rows, values)
-        assert dict(zip(distinct.tolist(), sums.tolist(), strict=True)) == wanted
-        assert len(distinct) == len(wanted)
-
-
 @given(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9), unique=True))
 def test_membership_leaves_nothing_behind(rows, chosen) -> None:
     items = rows_of(9)

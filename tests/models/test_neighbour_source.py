@@ -8,7 +8,8 @@ import pytest
 
 from models.item_rows import ItemRows
 from models.neighbour_source import NeighbourSource
-from models.sources import WEIGHT_UNIT, Query
+from models.retrieval_kernels import WEIGHT_UNIT
+from models.sources import Query
 from tests.models.moments import items_of, query
 
 

@@ -1,12 +1,11 @@
 """Exactness: no order of rows, shape or split may change a value."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.features import TEXT_DIM
-from models.neighbours import best_of, best_rows, dot, mean_directions, order_of_each, to_grid
+from models.neighbours import best_rows, in_steps, mean_direction, to_grid
 
 
 def vectors(n: int, seed: int = 0) -> np.ndarray:
@@ -18,14 +17,14 @@ def test_dot_products_on_the_grid_are_exact() -> None:
     whole = np.rint(rows.astype(np.float64) * 2_048).astype(np.int64)
     for query in range(20):
         wanted = (whole * whole[query]).sum(axis=1) / 2.0**22
-        assert (dot(rows, rows[query]) == wanted).all()
+        assert (rows @ rows[query] == wanted).all()
 
 
 @given(st.integers(1, 300), st.integers(0, 299))
 def test_a_dot_product_is_the_same_in_any_block(size: int, start: int) -> None:
     rows, query = vectors(300), vectors(1, seed=1)[0]
     block = rows[start : start + size]
-    assert (dot(block, query) == dot(rows, query)[start : start + size]).all()
+    assert (block @ query == (rows @ query)[start : start + size]).all()
 
 
 def test_the_grid_moves_a_column_by_less_than_a_four_thousandth() -> None:
@@ -37,14 +36,20 @@ def test_the_grid_moves_a_column_by_less_than_a_four_thousandth() -> None:
 @given(st.permutations(range(30)))
 def test_a_mean_direction_does_not_depend_on_the_order(order: list[int]) -> None:
     rows, weights = vectors(30), np.random.default_rng(3).integers(1, 65_536, 30)
-    both = mean_directions(np.stack([rows, rows[order]]), np.stack([weights, weights[order]]))
+    both = np.zeros((2, TEXT_DIM), np.float32)
+    for own, places in zip(both, (np.arange(30), np.array(order)), strict=True):
+        assert mean_direction(in_steps(rows), places, weights[places], own)
     assert (both[0] == both[1]).all()
+    wanted = to_grid((weights @ rows)[None] / np.linalg.norm(weights @ rows))
+    assert (both[0] == wanted).all()
 
 
 def test_vectors_that_cancel_have_no_direction() -> None:
     rows = vectors(1)
-    assert not mean_directions(np.stack([rows[0], -rows[0]])[None], np.array([[5, 5]])).any()
-    assert not mean_directions(rows[None, :0], np.zeros((1, 0), np.int64)).any()
+    steps, direction = in_steps(np.stack([rows[0], -rows[0]])), np.ones(TEXT_DIM, np.float32)
+    for places in (np.arange(2), np.arange(0)):
+        assert not mean_direction(steps, places, np.array([5, 5])[places], direction)
+        assert not direction.any()
 
 
 HASHES = st.integers(0, 2**63 - 1)
@@ -60,42 +65,3 @@ def test_the_best_rows_are_those_of_a_full_sort(pairs: list[tuple[int, int]], li
     hashes = np.array([number for _, number in pairs], np.int64)
     found = best_rows(values, np.arange(n), hashes, limit)
     assert found.tolist() == sorted(range(n), key=lambda r: pairs[r], reverse=True)[:limit]
-
-
-# Hashes that tie in their first bits, which are all that a key has room for.
-@given(
-    st.lists(
-        st.tuples(st.integers(-1, 3) | st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1)),
-        min_size=2,
-        max_size=40,
-        unique=True,
-    ),
-    st.integers(0, 3),
-    st.sampled_from([0, 30, 60]),
-)
-def test_each_line_is_ordered_as_a_full_sort_would(pairs, n_lines: int, n_bits: int) -> None:
-    lines = [pairs, *(pairs[::-1] for _ in range(n_lines))]
-    values = np.array([[value for value, _ in own] for own in lines], np.int64)
-    hashes = np.array([[number >> n_bits << n_bits for _, number in own] for own in lines])
-    found = order_of_each(values, hashes)
-    for own, value, number in zip(found, values, hashes, strict=True):
-        keys = list(zip(value.tolist(), number.tolist(), strict=True))
-        assert [keys[place] for place in own if keys[place][0] >= 0] == sorted(
-            (key for key in keys if key[0] >= 0), reverse=True
-        )
-        assert sorted(own.tolist()) == list(range(len(pairs)))
-
-
-@pytest.mark.parametrize("n", [3, 300])
-def test_hashes_that_differ_in_their_last_bits_alone_are_told_apart(n: int) -> None:
-    hashes = 2**40 + np.random.default_rng(5).permutation(n)
-    found = best_of(np.zeros(n, np.int64), hashes, 2)
-    assert hashes[found].tolist() == [2**40 + n - 1, 2**40 + n - 2]
-
-
-@pytest.mark.parametrize("value", [0, 2**32 - 1])
-def test_the_ends_of_the_range_can_be_ranked(value: int) -> None:
-    values = np.array([value, 2**31, value], np.int64)
-    hashes = np.array([1, 2, 3]) << 40
-    wanted = sorted(range(3), key=lambda r: (values[r], r), reverse=True)
-    assert best_of(values, hashes, 3).tolist() == wanted

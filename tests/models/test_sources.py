@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from models.item_rows import ItemRows
 from models.neighbour_source import NeighbourSource
-from models.sources import WEIGHT_UNIT, ContentSource, Query, TrendSource
+from models.retrieval_kernels import WEIGHT_UNIT
+from models.sources import ContentSource, Query, TrendSource
 from models.text import encode_texts
 from tests.models.moments import items_of, query
 

@@ -6,14 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from models import sources
 from models.checkpoint import write_model
 from models.export import export_student
 from models.linear_weights import ItemWeights
 from models.serving import StudentScorer
-from models.sources import Query
+from models.sources import Query, TrendSource
 from models.student import Student, StudentConfig
 from models.student_items import StudentItems
 from models.tower_source import TowerSource
+from models.trend import blend
 from operators.catalogue import Catalogue
 from operators.messages import Item
 from tests.models.moments import ids_by, query, rows_of
@@ -180,3 +182,16 @@ def test_weights_retrieve_in_the_networks_place(tmp_path: Path) -> None:
     check(items, catalogue, scorer)
     assert ids_by(TowerSource(9), *asked("i7")) == ["i1"]
     assert ids_by(TowerSource(9), *asked("i419")) == []
+
+
+def test_lists_are_made_once_for_all_views(
+    scorer: StudentScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, items = shop(), []
+    made = StudentItems(catalogue, scorer)
+    made.follow()
+    monkeypatch.setattr(sources, "blend", lambda *given: items.append(given) or blend(*given))
+    trend = TrendSource()
+    for _ in range(3):
+        assert len(trend.propose([query(made.view())])[0])
+    assert len(items) == 1

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.arms import N_ARM, SOURCES, arm_features
+from models.arm_features import INPUT, arm_columns
+from models.arm_inputs import arm_inputs
+from models.arms import N_ARM, SOURCES
 from models.explore_source import ExploreSource
 from models.features import EVENT_CODE
 from models.item_counts import hour_block
@@ -20,7 +22,7 @@ from models.text import encode_texts
 from operators.candidates import (
     WEIGHTS,
     CandidateGenerator,
-    arm_inputs,
+    Found,
     candidates_of,
     make_query,
     weighed_sources,
@@ -554,33 +556,24 @@ def test_an_arms_features_do_not_depend_on_who_shares_the_batch(moments) -> None
     catalogue = shop_of(1)
     generator = CandidateGenerator(catalogue, limit=5)
     found = generator.find(moments)
-    size = min(len(one.rows) for one in found)
-    together = features([one._replace(rows=one.rows[:size]) for one in found], moments)
-    alone = [
-        features([one._replace(rows=one.rows[:size])], [moment])[0]
-        for one, moment in zip(found, moments, strict=True)
-    ]
-    assert together.tobytes() == np.array(alone).tobytes()
+    together = features(found)
+    alone = [features([one]) for one in found]
+    assert together.tobytes() == np.concatenate(alone).tobytes()
 
 
-def features(found, moments) -> np.ndarray:
-    """Return the arm features of several triggers whose sets have one size."""
-    rows = np.array([one.rows for one in found])
-    size = rows.shape[1]
-    inputs = arm_inputs([one.query for one in found], [m.time_ms for m in moments], rows)
-    return arm_features(
-        scores=np.array([one.scores[:size] for one in found]),
-        fused=np.array([one.scores[:size] for one in found]),
-        sources=np.array([one.sources[:size] for one in found]),
-        **inputs._asdict(),
-    )
+def features(found: list[Found]) -> np.ndarray:
+    """Return the arm features of several triggers' candidates."""
+    inputs = arm_inputs([one.query for one in found], [one.rows for one in found])
+    inputs[INPUT["scores"]] = inputs[INPUT["fused"]] = np.concatenate([x.scores for x in found])
+    bounds = np.cumsum([0, *(len(one.rows) for one in found)])
+    return arm_columns(inputs, np.concatenate([one.sources for one in found]), bounds)
 
 
-def inputs_of(moment, item_ids, catalogue):
+def inputs_of(moment: Trigger, item_ids: str, catalogue: Catalogue) -> dict[str, np.ndarray]:
     """Return one trigger's arm inputs of some items."""
-    rows = np.array([catalogue.rows_of(item_ids)], np.int64)
-    found = arm_inputs([make_query(moment, catalogue)], [moment.time_ms], rows)
-    return type(found)(*(column[0] for column in found))
+    rows = np.array(catalogue.rows_of(item_ids), np.int64)
+    found = arm_inputs([make_query(moment, catalogue)], [rows])
+    return {name: found[row] for name, row in INPUT.items()}
 
 
 def test_arm_inputs_are_decayed_to_the_trigger() -> None:
@@ -599,8 +592,9 @@ def test_arm_inputs_are_decayed_to_the_trigger() -> None:
     items = {"a": {"price": 9.5}, "b": {"created_ms": T0_MS - 3 * DAY_MS}, "c": {}}
     catalogue = loaded(items, row)
     inputs = inputs_of(trigger(), "abc", catalogue)
-    first = {name: values.tolist()[0] for name, values in inputs._asdict().items()}
-    assert first == {
+    assert {name: values.tolist()[0] for name, values in inputs.items()} == {
+        "scores": 0.0,
+        "fused": 0.0,
         "popularity": 1.0,
         "views": 4.0,
         "clicks": 2.0,
@@ -611,8 +605,10 @@ def test_arm_inputs_are_decayed_to_the_trigger() -> None:
         "age_days": 10.0,
         "price": 9.5,
         "category_affinity": 0.0,
+        "intent_cosine": 0.0,
+        "taste_cosine": 0.0,
     }
-    assert inputs.age_days.tolist() == [10.0, 3.0, 0.0]
+    assert inputs["age_days"].tolist() == [10.0, 3.0, 0.0]
 
 
 def test_category_affinity_is_the_share_of_the_history_in_the_items_category() -> None:
@@ -620,7 +616,7 @@ def test_category_affinity_is_the_share_of_the_history_in_the_items_category() -
     items = {item_id: {"categories": [kind]} for item_id, kind in kinds.items()}
     catalogue = loaded({**items, "n": {}, "m": {}})
     seen = [("n", "view", 9), ("c", "view", 8), ("b", "view", 7), ("a", "view", 6)]
-    affinity = inputs_of(trigger(seen), "xyzm", catalogue).category_affinity
+    affinity = inputs_of(trigger(seen), "xyzm", catalogue)["category_affinity"]
     assert affinity[:2] == pytest.approx([2 / 3, 1 / 3], abs=0.02)  # the newer weigh a bit more
     assert affinity[:2].sum() == 1.0
     assert affinity[2:].tolist() == [0.0, 0.0]
@@ -630,6 +626,6 @@ def test_arm_inputs_are_what_the_policy_takes() -> None:
     catalogue = shop_of(0)
     moment = trigger([("i06", "view", 60)])
     [found] = CandidateGenerator(catalogue).find([moment])
-    rows = features([found], [moment])
-    assert rows.shape == (1, len(found.rows), N_ARM)
+    rows = features([found])
+    assert rows.shape == (len(found.rows), N_ARM)
     assert np.isfinite(rows).all()

@@ -1,0 +1,494 @@
+"""The loops of retrieval over one query's rows, compiled.
+
+Reads   columns of `models.item_rows`, and what one query is about and rules out.
+Emits   rows, best first, equal values in the order of the ids' hashes, the larger one first.
+Owns    no state. `slots` and `mark` are scratch by row: zeros before and after every call.
+
+All sums are of whole numbers, so that their order does not matter: see `models.neighbours`.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.compiled import compiled
+from models.features import EVENT_CODE
+
+Rows = NDArray[np.int64]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+Whole = int | np.integer[Any]
+Rules = tuple[Flags, Ints, Ints, NDArray[np.uint16], Flags, bool, int, Rows, Rows, Rows]
+
+# What `Query.rules` gives: of all rows whether they are servable, from when, until when and their
+# category; `mark`; whether there are windows at all; the query's time, rows and blocked categories.
+_RULES = "boolean[::1], int64[::1], int64[::1], uint16[::1], boolean[::1], boolean, int64, " + (
+    "int64[::1], int64[::1], int64[::1]"
+)
+WEIGHT_UNIT: Final = 65_536  # a recency weight of 1
+IN_CART: Final = 4 * WEIGHT_UNIT
+PURCHASE: Final = EVENT_CODE["purchase"]
+_STEPS: Final = 2.0**23  # of what the strongest pair says of the most recent item
+_LEAST_STRENGTH: Final = 1e-30  # of a pair: less is nothing
+_POWERS: Final = 2.0 ** (np.arange(32) - 25)  # of a float16's exponents
+_LARGEST: Final = 1 << 23  # of products of vectors in steps: they stay well below
+_BUCKET_BITS: Final = 13  # a width of 0.002
+_BUCKETS: Final = 2 * _LARGEST >> _BUCKET_BITS
+
+
+@compiled()
+def _put(
+    values: Ints, hashes: Ints, rows: Rows, n: int, value: Whole, hash_: Whole, row: Whole
+) -> int:
+    """Put a row into a heap of the best, the least of them first; return how many it holds."""
+    size = len(rows)
+    if n < size:
+        at, n = n, n + 1
+        while at:
+            above = (at - 1) >> 1
+            if values[above] < value or (values[above] == value and hashes[above] < hash_):
+                break
+            values[at], hashes[at], rows[at] = values[above], hashes[above], rows[above]
+            at = above
+    else:
+        if value < values[0] or (value == values[0] and hash_ < hashes[0]):
+            return n
+        at = _sunk(values, hashes, rows, size, value, hash_)
+    values[at], hashes[at], rows[at] = value, hash_, row
+    return n
+
+
+@compiled()
+def _sunk(values: Ints, hashes: Ints, rows: Rows, n: int, value: Whole, hash_: Whole) -> int:
+    """Move lesser ones up from the top of a heap; return the place that is left for a new one."""
+    at = 0
+    while True:
+        below = 2 * at + 1
+        if below >= n:
+            return at
+        other = below + 1
+        if other < n and (
+            values[other] < values[below]
+            or (values[other] == values[below] and hashes[other] < hashes[below])
+        ):
+            below = other
+        if value < values[below] or (value == values[below] and hash_ < hashes[below]):
+            return at
+        values[at], hashes[at], rows[at] = values[below], hashes[below], rows[below]
+        at = below
+
+
+@compiled()
+def _put_in_order(values: Ints, hashes: Ints, rows: Rows, n: int) -> None:
+    """Bring a heap of n rows into order, the best first."""
+    for last in range(n - 1, 0, -1):
+        value, hash_, row = values[last], hashes[last], rows[last]
+        values[last], hashes[last], rows[last] = values[0], hashes[0], rows[0]
+        at = _sunk(values, hashes, rows, last, value, hash_)
+        values[at], hashes[at], rows[at] = value, hash_, row
+
+
+@compiled("int64[::1](int64[::1], int64[::1], int64)")
+def best_places(values: Ints, hashes: Ints, limit: int) -> Ints:
+    """Return the places of at most `limit` values, the largest first, those below 0 left out."""
+    size = min(limit, len(values))
+    heap, ties, places = (
+        np.empty(size, np.int64),
+        np.empty(size, np.int64),
+        np.empty(size, np.int64),
+    )
+    n = 0
+    for place in range(len(values)):
+        value = values[place]
+        if value >= 0 and (n < size or value >= heap[0]):
+            n = _put(heap, ties, places, n, value, hashes[place], place)
+    _put_in_order(heap, ties, places, n)
+    return places[:n].copy()
+
+
+@compiled()
+def _mark(mark: Flags, closed: Rows, blocked: Rows, flag: bool) -> None:
+    for row in closed:
+        mark[row] = flag
+    for row in blocked:
+        mark[row] = flag
+
+
+@compiled()
+def _may_be(
+    row: int,
+    is_servable: Flags,
+    from_ms: Ints,
+    until_ms: Ints,
+    category: NDArray[np.uint16],
+    mark: Flags,
+    has_windows: bool,
+    time_ms: int,
+    blocked_categories: Rows,
+) -> bool:
+    """Say whether a row may be proposed."""
+    if not is_servable[row] or mark[row]:
+        return False
+    if has_windows and (from_ms[row] > time_ms or (until_ms[row] and until_ms[row] <= time_ms)):
+        return False
+    for code in blocked_categories:  # Numba knows no `any` of a generator
+        if category[row] == code:
+            return False
+    return True
+
+
+@compiled()
+def _widened(half: np.int16) -> np.float64:
+    """Return the number whose bits as a float16 these are, exactly; of finite ones."""
+    bits = np.int64(half) & 0x7FFF
+    exponent, size = bits >> 10, np.float64(bits & 1_023)
+    power = _POWERS[1]
+    if exponent:
+        size, power = size + 1_024, _POWERS[exponent]
+    number: np.float64 = np.float64(-size if half < 0 else size) * power
+    return number
+
+
+@compiled(f"int64[::1]({_RULES}, int64[::1], int64)")
+def allowed(
+    is_servable: Flags,
+    from_ms: Ints,
+    until_ms: Ints,
+    category: NDArray[np.uint16],
+    mark: Flags,
+    has_windows: bool,
+    time_ms: int,
+    closed: Rows,
+    blocked: Rows,
+    blocked_categories: Rows,
+    rows: Rows,
+    limit: int,
+) -> Rows:
+    """Return the first `limit` of `rows` that may be proposed."""
+    _mark(mark, closed, blocked, True)
+    kept = np.empty(min(limit, len(rows)), np.int64)
+    n = 0
+    for row in rows:
+        if n == limit:
+            break
+        if _may_be(row, is_servable, from_ms, until_ms, category, mark, has_windows, time_ms,
+                   blocked_categories):  # fmt: skip
+            kept[n] = row
+            n += 1
+    _mark(mark, closed, blocked, False)
+    return kept[:n].copy()
+
+
+@compiled(f"int64[::1]({_RULES}, int64[::1], int64[::1], uint64[::1], int64)")
+def unlike(
+    is_servable: Flags,
+    from_ms: Ints,
+    until_ms: Ints,
+    category: NDArray[np.uint16],
+    mark: Flags,
+    has_windows: bool,
+    time_ms: int,
+    closed: Rows,
+    blocked: Rows,
+    blocked_categories: Rows,
+    rows: Rows,
+    recent: Rows,
+    text_key: NDArray[np.uint64],
+    limit: int,
+) -> Rows:
+    """Return what `allowed` does, without rows that say the same as a recent or a better one."""
+    _mark(mark, closed, blocked, True)
+    kept = np.empty(min(limit, len(rows)), np.int64)
+    known = np.empty(len(recent) + len(kept), np.uint64)
+    n, n_known = 0, len(recent)
+    for at in range(n_known):
+        known[at] = text_key[recent[at]]
+    for row in rows:
+        if n == limit:
+            break
+        if not _may_be(row, is_servable, from_ms, until_ms, category, mark, has_windows, time_ms,
+                       blocked_categories):  # fmt: skip
+            continue
+        key = text_key[row]
+        is_known = False
+        for at in range(n_known):  # to the end: so it is done for many at once
+            is_known |= known[at] == key
+        if not is_known:
+            known[n_known] = key
+            n_known += 1
+            kept[n] = row
+            n += 1
+    _mark(mark, closed, blocked, False)
+    return kept[:n].copy()
+
+
+@compiled()
+def _part(
+    starts: NDArray[np.uint32], lengths: NDArray[np.int32], row: int, most: int
+) -> tuple[np.int64, np.int64]:
+    """Return where a row's first `most` values begin, and how many there are."""
+    if row >= len(lengths):
+        return np.int64(0), np.int64(0)
+    n = np.int64(lengths[row])
+    return np.int64(starts[row]), n if n < most else np.int64(most)
+
+
+@compiled(
+    f"int64[::1]({_RULES}, int64[::1], int64[::1], int64, uint32[::1], int32[::1], int32[::1], "
+    "int16[::1], float32[::1], int64[::1], int32[::1], int64)"
+)
+def beside(
+    is_servable: Flags,
+    from_ms: Ints,
+    until_ms: Ints,
+    category: NDArray[np.uint16],
+    mark: Flags,
+    has_windows: bool,
+    time_ms: int,
+    closed: Rows,
+    blocked: Rows,
+    blocked_categories: Rows,
+    recent: Rows,
+    weights: Ints,
+    most: int,
+    starts: NDArray[np.uint32],
+    lengths: NDArray[np.int32],
+    others: NDArray[np.int32],
+    strengths: NDArray[np.int16],
+    rarity: NDArray[np.float32],
+    id_hash: Ints,
+    slots: NDArray[np.int32],
+    limit: int,
+) -> Rows:
+    """Return the rows of the largest sums of strength x recency, times rarity.
+
+    Parameters
+    ----------
+    recent, weights
+        Rows, and how recent they are, whole numbers.
+    most
+        Neighbours of each that are looked at.
+    starts, lengths, others, strengths
+        Of all rows, as `models.ragged` has them: neighbours, and the bits of float16 numbers.
+    """
+    strongest = np.int16(0)  # as bits, which are in the order of the numbers
+    n_said = np.int64(0)
+    for row in recent:
+        start, n_own = _part(starts, lengths, row, most)
+        n_said += n_own
+        for at in range(start, start + n_own):
+            strongest = max(strongest, strengths[at])
+    distinct, sums = np.empty(n_said + 1, np.int64), np.zeros(n_said + 1, np.float64)
+    n_distinct = 0
+    scale = _STEPS / (WEIGHT_UNIT * max(_widened(strongest), _LEAST_STRENGTH))
+    for place in range(len(recent)):
+        weight = weights[place] * scale
+        start, n_own = _part(starts, lengths, recent[place], most)
+        for at in range(start, start + n_own):
+            # Without a branch, for half of them are new.
+            other = np.int64(others[at])
+            slot = np.int64(slots[other])
+            n_distinct += slot == 0
+            slot = slot if slot else n_distinct
+            slots[other], distinct[slot] = slot, other
+            sums[slot] += np.rint(_widened(strengths[at]) * weight)
+    _mark(mark, closed, blocked, True)
+    values, hashes = np.empty(limit, np.int64), np.empty(limit, np.int64)
+    rows = np.empty(limit, np.int64)
+    n = 0
+    for at in range(1, n_distinct + 1):
+        row = distinct[at]
+        slots[row] = 0
+        value = np.int64(np.rint(sums[at] * np.float64(rarity[row])))
+        if sums[at] <= 0 or (n == limit and value < values[0]):
+            continue
+        if _may_be(row, is_servable, from_ms, until_ms, category, mark, has_windows, time_ms,
+                   blocked_categories):  # fmt: skip
+            n = _put(values, hashes, rows, n, value, id_hash[row], row)
+    _mark(mark, closed, blocked, False)
+    _put_in_order(values, hashes, rows, n)
+    return rows[:n].copy()
+
+
+@compiled(
+    "void(int16[:, ::1], int64, int64[::1], int16[:, ::1], int64[:, ::1], int64[:, ::1], "
+    "int64[:, ::1])"
+)
+def nearest(
+    steps: NDArray[np.int16],
+    n_vectors: int,
+    hashes_of: Ints,
+    queries: NDArray[np.int16],
+    values: Ints,
+    hashes: Ints,
+    places: Ints,
+) -> None:
+    """Write for each of B queries which vectors have the largest products, the largest first.
+
+    Parameters
+    ----------
+    steps
+        Vectors of at least `n_vectors`, in steps, shape (N, D).
+    hashes_of
+        Of the vectors' ids, shape (N,).
+    queries
+        In steps, shape (B, D).
+    values, hashes, places
+        To be written, shape (B, L), L at most `n_vectors`: products in steps of 2^-22, hashes,
+        and which of the vectors.
+    """
+    limit = places.shape[1]
+    products, counts = np.empty(n_vectors, np.int32), np.empty(_BUCKETS, np.int64)
+    for b in range(len(queries)):
+        query = queries[b]
+        for place in range(n_vectors):
+            own, total = steps[place], np.int32(0)
+            for column in range(steps.shape[1]):
+                product = np.int32(np.int32(own[column]) * np.int32(query[column]))
+                total = np.int32(total + product)
+            products[place] = total
+        counts[:] = 0
+        for product in products:
+            counts[np.uint32(product + _LARGEST) >> _BUCKET_BITS] += 1
+        # Most are below the bucket of the last one that is wanted.
+        bucket, n_above = _BUCKETS, 0
+        while n_above < limit:
+            bucket -= 1
+            n_above += counts[bucket]
+        least, n = (bucket << _BUCKET_BITS) - _LARGEST, 0
+        for place in range(n_vectors):
+            if products[place] >= least:
+                value = products[place]
+                n = _put(values[b], hashes[b], places[b], n, value, hashes_of[place], place)
+        _put_in_order(values[b], hashes[b], places[b], n)
+
+
+@compiled(
+    f"int64[::1]({_RULES}, int64[::1], int64[::1], int64[::1], int64[::1], int64, int64[::1], "
+    "int64[::1], int64[::1], int32[::1], int64)"
+)
+def unfinished(
+    is_servable: Flags,
+    from_ms: Ints,
+    until_ms: Ints,
+    category: NDArray[np.uint16],
+    mark: Flags,
+    has_windows: bool,
+    time_ms: int,
+    closed: Rows,
+    blocked: Rows,
+    blocked_categories: Rows,
+    history: Rows,
+    types: Ints,
+    age_s: Ints,
+    cart: Rows,
+    first: int,
+    says: Ints,
+    decay: Ints,
+    id_hash: Ints,
+    slots: NDArray[np.int32],
+    limit: int,
+) -> Rows:
+    """Return the rows of a history and a cart that are most wanted and not bought.
+
+    Parameters
+    ----------
+    history, types, age_s
+        Newest first; what came before a purchase is settled, a view after it counts.
+    cart, first
+        Newest first, and what the place in it says: 0 where the cart is not the reason.
+    says, decay
+        By type, and by hour of age: what is older counts for nothing.
+    """
+    size = len(history) + len(cart)
+    distinct, wanted = np.empty(size, np.int64), np.zeros(size, np.int64)
+    is_settled = np.zeros(size, np.bool_)
+    n_distinct = 0
+    for at in range(len(history)):
+        row, hours = history[at], age_s[at] // 3_600
+        if not row or hours >= len(decay):
+            continue
+        if not slots[row]:
+            distinct[n_distinct] = row
+            n_distinct += 1
+            slots[row] = n_distinct
+        slot = slots[row] - 1
+        if types[at] == PURCHASE:
+            is_settled[slot] = True
+        if not is_settled[slot]:
+            wanted[slot] += says[types[at]] * decay[hours]
+    for at in range(len(cart)):
+        row = cart[at]
+        if not slots[row]:
+            distinct[n_distinct] = row
+            n_distinct += 1
+            slots[row] = n_distinct
+        slot = slots[row] - 1
+        wanted[slot] = max(wanted[slot], 0) + IN_CART + (len(cart) - at) * first
+    _mark(mark, closed, blocked, True)
+    values, hashes = np.empty(limit, np.int64), np.empty(limit, np.int64)
+    rows = np.empty(limit, np.int64)
+    n = 0
+    for at in range(n_distinct):
+        row = distinct[at]
+        slots[row] = 0
+        if wanted[at] > 0 and _may_be(row, is_servable, from_ms, until_ms, category, mark,
+                                      has_windows, time_ms, blocked_categories):  # fmt: skip
+            n = _put(values, hashes, rows, n, wanted[at], id_hash[row], row)
+    _mark(mark, closed, blocked, False)
+    _put_in_order(values, hashes, rows, n)
+    return rows[:n].copy()
+
+
+@compiled(
+    "int64[:, ::1](int64[::1], int64[::1], int64[:, ::1], int64, int64[::1], int32[::1], int64)"
+)
+def fused(
+    rows: Rows,
+    ends: Ints,
+    says: Ints,
+    place_bits: int,
+    id_hash: Ints,
+    slots: NDArray[np.int32],
+    limit: int,
+) -> Ints:
+    """Return the rows of which most is said, the sums, and what says most of each, (3, n).
+
+    Parameters
+    ----------
+    rows, ends
+        Distinct rows of one source, then of the next; and where each source's end, shape (S,).
+    says
+        By source and place in its list: what it says above the lowest `place_bits`, which tell the
+        source; shape (S, at least the longest list).
+    """
+    held = np.empty((3, len(rows)), np.int64)
+    n_held = start = 0
+    for source in range(len(ends)):
+        for at in range(start, ends[source]):
+            row, said = rows[at], says[source, at - start]
+            slot = slots[row]
+            if not slot:
+                held[0, n_held], held[1, n_held], held[2, n_held] = row, said >> place_bits, said
+                n_held += 1
+                slots[row] = n_held
+            else:
+                held[1, slot - 1] += said >> place_bits
+                held[2, slot - 1] = max(held[2, slot - 1], said)
+        start = ends[source]
+    size = min(limit, n_held)
+    values, hashes = np.empty(size, np.int64), np.empty(size, np.int64)
+    places = np.empty(size, np.int64)
+    n = 0
+    for place in range(n_held):
+        row, value = held[0, place], held[1, place]
+        slots[row] = 0
+        if n < size or value >= values[0]:
+            n = _put(values, hashes, places, n, value, id_hash[row], place)
+    _put_in_order(values, hashes, places, n)
+    found = np.empty((3, n), np.int64)
+    for at in range(n):
+        for part in range(3):
+            found[part, at] = held[part, places[at]]
+    return found
