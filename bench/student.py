@@ -1,8 +1,9 @@
 """The student: users scored a second, and how well it ranks on real data.
 
 Times   one call with full histories of 50 and 100 candidates, on one thread: the torch module
-        as it stands (eager, fp32, newest position asked at the end), the ONNX graph alone,
-        and `StudentScorer` with its buckets, scaling, products and masking. Best of 7 rounds.
+        as it stands (eager, fp32, newest position asked at the end), the users' vectors by
+        `StudentScorer` with its buckets and scaling, and these with products and masking. Best of
+        7 rounds.
         Then how long a trigger's scores take as `operators.ranking` asks for them: users' vectors
         and scores of as many candidates as `decide` has, and of five times as many, from a table
         in float16; median and 99th percentile of single calls on one thread, by the clock and,
@@ -90,11 +91,14 @@ def graph_inputs(requests: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     }
 
 
+def histories_of(requests: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: values for name, values in requests.items() if name != "candidate_rows"}
+
+
 def serve(
     scorer: StudentScorer, table: Table, requests: dict[str, NDArray[Any]]
 ) -> NDArray[np.float32]:
-    asked = {name: values for name, values in requests.items() if name != "candidate_rows"}
-    users = scorer.user_vectors(table, **asked)
+    users = scorer.user_vectors(table, **histories_of(requests))
     return scorer.score(table, users, requests["candidate_rows"])
 
 
@@ -121,7 +125,7 @@ def time_serving(config: StudentConfig) -> dict[str, float]:
     table = vectors.numpy()
     found: dict[str, float] = {}
     print(
-        f"{'users a call':>12} {'eager µs/user':>14} {'graph µs/user':>14} {'scorer µs/user':>15}"
+        f"{'users a call':>12} {'eager µs/user':>14} {'users µs/user':>14} {'scorer µs/user':>15}"
     )
     for n_users in BATCHES:
         requests = make_requests(n_users)
@@ -130,7 +134,7 @@ def time_serving(config: StudentConfig) -> dict[str, float]:
         tensors = {name: torch.from_numpy(values) for name, values in asked.items()}
         calls: dict[str, Callable[[], object]] = {
             "eager": partial(eager, student, vectors, tensors),
-            "graph": partial(scorer._run, table, inputs, scorer.rows_per_call),
+            "users": partial(scorer.user_vectors, table, **histories_of(requests)),
             "scorer": partial(serve, scorer, table, requests),
         }
         micros = {k: best_seconds(call, n_users) / n_users * 1e6 for k, call in calls.items()}

@@ -90,10 +90,12 @@ def build_onnx(
 ) -> bytes:
     """Return the serialised ONNX model of a student with these weights.
 
-    Those of `Graph.shown` that are named in `shows` are outputs too.
+    Those of `Graph.shown` that are named in `shows` are outputs too. Histories are of any length
+    up to `HISTORY`: what stands further back than all users' first items may be left out.
     """
     graph = Graph(weights, ranges)
     n_in = positions(config)
+    before = graph.op("Neg", graph.op("Shape", "rows", start=1))  # -T
     items = graph.op("Gather", "table", "rows")  # (B, T, W)
     tokens = graph.linear(graph.newest(items, n_in[0], HISTORY), "item_in")
     rows, types, gaps = (graph.newest(x, n_in[0], HISTORY) for x in ("rows", "types", "gaps"))
@@ -105,10 +107,10 @@ def build_onnx(
     for i in range(config.layers):
         of_layer = graph.newest(pad, n_in[i], n_in[0])
         of_layer = graph.op("Unsqueeze", of_layer, graph.ints(1, 2))  # (B, 1, 1, K)
-        x = _layer(graph, config, i, x, of_layer)
+        x = _layer(graph, config, i, x, pad=of_layer, before=before)
     asked = graph.op("Unsqueeze", request(graph), graph.ints(1))  # (B, 1, R)
     user = user_head(graph, graph.norm(x, "final_norm"), asked)  # (B, 1, W)
-    user = graph.op("Add", user, graph.linear(_pooled(graph, items), "pool"))
+    user = graph.op("Add", user, graph.linear(_pooled(graph, items, before), "pool"))
     graph.op("Squeeze", user, graph.ints(1), output="user")
     for name in shows:
         graph.op("Identity", graph.shown[name], output=name)
@@ -128,7 +130,9 @@ def positions(config: StudentConfig) -> list[int]:
     return needed[::-1]
 
 
-def _layer(graph: Graph, config: StudentConfig, layer: int, x: str, pad: str) -> str:
+def _layer(
+    graph: Graph, config: StudentConfig, layer: int, x: str, *, pad: str, before: str
+) -> str:
     """Return the layer's answer at the last Q of K positions, (B, Q, W)."""
     name, (n_keys, n_asking) = f"blocks.{layer}", positions(config)[layer : layer + 2]
     head = config.width // config.heads
@@ -142,11 +146,13 @@ def _layer(graph: Graph, config: StudentConfig, layer: int, x: str, pad: str) ->
     logits = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 1, 3, 2]))  # (B, H, Q, K)
     logits = graph.op("Mul", logits, graph.constant(np.float32(head**-0.5)))
     distance = distance_bias(graph.weights[f"{name}.distance"], config.reaches[layer])
-    bias = graph.constant(distance[:, -n_asking:, -n_keys:])
+    bias = _last(graph, distance[:, -n_asking:, -n_keys:], before)
     logits = graph.op("Add", graph.op("Add", logits, bias), pad)
     mixed = graph.op("MatMul", graph.op("Softmax", logits, axis=-1), v)  # (B, H, Q, A/H)
     mixed = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
-    mixed = graph.op("Reshape", mixed, graph.ints(0, 0, columns))  # (B, Q, A)
+    # A length of 1 is said: what ONNX Runtime fuses, it fuses by the lengths that it knows.
+    n_said = 1 if n_asking == 1 else 0
+    mixed = graph.op("Reshape", mixed, graph.ints(0, n_said, columns))  # (B, Q, A)
     x = graph.op("Add", graph.newest(x, n_asking, n_keys), graph.linear(mixed, f"{name}.out"))
     hidden = graph.linear(graph.norm(x, f"{name}.forward_norm"), f"{name}.up")
     return graph.op("Add", x, graph.linear(graph.op("Relu", hidden), f"{name}.down"))
@@ -179,17 +185,30 @@ def user_head(graph: Graph, state: str, asked: str) -> str:
     return graph.op("Add", graph.linear(state, "user_out"), out)
 
 
-def _pooled(graph: Graph, items: str) -> str:
+def _pooled(graph: Graph, items: str, before: str) -> str:
     """Return the fading sum of the items' vectors, (B, 1, W)."""
     fading = FADING ** np.arange(HISTORY - 1, -1, -1, dtype=np.float32)
-    return graph.op("MatMul", graph.constant(fading[None]), items)  # (1, T) by (B, T, W)
+    of_length = _last(graph, fading[None], before)  # (1, T)
+    return graph.op("MatMul", of_length, items)  # by (B, T, W)
+
+
+def _last(graph: Graph, values: NDArray[np.float32], before: str) -> str:
+    """Return the last T of a constant along each axis of positions, all where there are fewer.
+
+    These are the last two, but for such of length 1.
+    """
+    found = graph.constant(values)
+    for axis in (values.ndim - 2, values.ndim - 1):
+        if values.shape[axis] > 1:
+            found = graph.op("Slice", found, before, graph.ints(HISTORY), graph.ints(axis))
+    return found
 
 
 def _model(graph: Graph, config: StudentConfig, shows: Sequence[str]) -> onnx.ModelProto:
     value, ints, floats = helper.make_tensor_value_info, TensorProto.INT64, TensorProto.FLOAT
     inputs = [
         value("table", floats, ["N", config.width]),
-        *(value(name, ints, ["B", HISTORY]) for name in ("rows", "types", "gaps")),
+        *(value(name, ints, ["B", "T"]) for name in ("rows", "types", "gaps")),
         value("context", floats, ["B", N_CONTEXT]),
         value("age", ints, ["B"]),
     ]

@@ -97,10 +97,12 @@ class Graph:
         return self.op("LayerNormalization", x, scale, shift, axis=-1, epsilon=1e-5)
 
     def newest(self, x: str, n: int, length: int) -> str:
-        """Return the last n of `length` positions: (B, length, ...) to (B, n, ...)."""
+        """Return the last n of `length` positions, or all where there are fewer: (B, n, ...)."""
         if n == length:
             return x
-        return self.op("Slice", x, self.ints(length - n), self.ints(length), self.ints(1))
+        if n == 1:  # ONNX Runtime sees that it is one, and may fuse what follows
+            return self.op("Gather", x, self.ints(-1), axis=1)
+        return self.op("Slice", x, self.ints(-n), self.ints(length), self.ints(1))
 
 
 def steps_of(within: tuple[float, float]) -> tuple[float, int]:

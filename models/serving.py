@@ -8,11 +8,14 @@ Neither it nor a score may depend on which other users share the batch, to the l
 decisions are replayed at other batch sizes and must come out the same. ONNX Runtime's fp32
 kernels add up each row by itself on the CPUs tried; it promises that nowhere. So the scorer does
 not trust: on loading it asks for a set of made-up users alone and together, and where the bytes
-differ on this CPU it serves one user a call from then on (about 1.7 times the cost).
+differ on this CPU it serves one user a call from then on (about 1.7 times the cost). In the same
+way it learns which positions before the first item may be left out: a history of 10 takes half of
+what one of 50 takes.
 Dynamic int8 is ruled out by the same rule: its scale is taken over the batch.
 """
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +26,7 @@ from numpy.typing import NDArray
 from models.checkpoint import ModelFileError, ModelMismatchError, checksum, read_model
 from models.features import CANDIDATES, EVENT_TYPES, HISTORY, N_CONTEXT, TEXT_DIM, scale_context
 from models.item_scores import scores_of
-from models.student_inputs import MAX_ROWS, StudentInputs, Table
+from models.student_inputs import LENGTHS, MAX_ROWS, StudentInputs, Table
 
 __all__ = [
     "MAX_ROWS",
@@ -72,11 +75,15 @@ class StudentScorer:
         None: the network does.
     rows_per_call
         Users in one run of the graph: `MAX_ROWS`, or 1 on a CPU whose kernels mix rows.
+    lengths
+        Positions that may be run, int64, rising to T: the least that hold the histories of a run.
+        T alone of a file from before networks took any, and on a CPU where it would show.
 
     Notes
     -----
     One call costs about 0.1 ms for one user and 0.06 ms a user from 8 on (`bench/student.py`).
-    Memory: the file's arrays, and 5 MB of activations; nothing grows with use.
+    Memory: the file's arrays, and 5 MB of activations; nothing grows with use. Calls of several
+    threads wait for each other.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -94,10 +101,14 @@ class StudentScorer:
         self._lock = threading.Lock()  # what follows serves one thread at a time
         self._inputs = StudentInputs(self.dim)
         self._vectors = np.zeros((MAX_ROWS, self.dim), np.float32)
-        self._bound: dict[int, ort.IOBinding] = {}  # both, by the number of users
+        self._bound: dict[tuple[int, int], ort.IOBinding] = {}  # both, by users and positions
+        self.lengths = np.array([HISTORY])
         self.rows_per_call = MAX_ROWS
-        if not self._is_row_by_row():
+        if not self._is_same(HISTORY, (2, 5, 13, MAX_ROWS)):
             self.rows_per_call = 1
+        if self._takes_any_length:
+            together = [n for n in (1, 5, MAX_ROWS) if n <= self.rows_per_call]
+            self.lengths = np.array([n for n in LENGTHS if self._is_same(n, together)])
 
     def numbers(self, item_ids: list[str]) -> NDArray[np.int32]:
         """Return the places of ids in `item_ids`, its length for those that are not there."""
@@ -150,7 +161,7 @@ class StudentScorer:
             Raw, in the order of `models.features.CONTEXT`, shape (B, C).
         """
         asked = (history_rows, history_types, history_age_s, scale_context(context))
-        return self._run(item_table, asked, self.rows_per_call)
+        return self._run(item_table, asked, self.rows_per_call, self.lengths)
 
     @staticmethod
     def score(
@@ -165,7 +176,11 @@ class StudentScorer:
         return scores_of(item_table, user_vectors, candidate_rows)
 
     def _run(
-        self, table: Table, asked: tuple[NDArray[Any], ...], rows_per_call: int
+        self,
+        table: Table,
+        asked: tuple[NDArray[Any], ...],
+        rows_per_call: int,
+        lengths: NDArray[np.int64],
     ) -> NDArray[np.float32]:
         n_users = len(asked[0])
         vectors = np.empty((n_users, self.dim), np.float32)
@@ -173,50 +188,61 @@ class StudentScorer:
         for start in range(0, n_users, rows_per_call):
             part = slice(start, start + rows_per_call)
             with self._lock:
-                self._inputs.fill(table, *(column[part] for column in asked))
-                vectors[part] = run(len(vectors[part]))
+                rows, types, age_s, context = (column[part] for column in asked)
+                length = self._inputs.fill(table, rows, types, age_s, context, lengths)
+                vectors[part] = run(len(vectors[part]), length)
         return vectors
 
-    def _run_once(self, n_users: int) -> NDArray[np.float32]:
+    def _run_once(self, n_users: int, length: int) -> NDArray[np.float32]:
         """Return the vectors of the users that the inputs hold, where they are."""
-        bound = self._bound.get(n_users)
+        bound = self._bound.get((n_users, length))
         if bound is None:
-            bound = self._bound[n_users] = self._bind(n_users)
+            bound = self._bound[n_users, length] = self._bind(n_users, length)
         self._session.run_with_iobinding(bound)
         return self._vectors[:n_users]
 
-    def _bind(self, n_users: int) -> ort.IOBinding:
+    def _bind(self, n_users: int, length: int) -> ort.IOBinding:
         bound = self._session.io_binding()
-        for name, own in self._inputs.first(n_users).items():
+        for name, own in self._inputs.first(n_users, length).items():
             bound.bind_input(name, "cpu", 0, own.dtype.type, own.shape, own.ctypes.data)
         own = self._vectors[:n_users]
         bound.bind_output("user", "cpu", 0, own.dtype.type, own.shape, own.ctypes.data)
         return bound
 
-    def _run_older(self, n_users: int) -> Any:
+    def _run_older(self, n_users: int, length: int) -> Any:
         """Ask a network that tells scores alone: those of unit vectors are the user's vector."""
-        inputs = self._inputs.first(n_users)
+        inputs = self._inputs.first(n_users, length)
         candidates = np.zeros((n_users, CANDIDATES), np.int64)
         candidates[:, : self.dim] = len(inputs["table"]) + np.arange(self.dim)
         inputs["table"] = np.concatenate([inputs["table"], np.eye(self.dim, dtype=np.float32)])
         inputs["candidates"] = candidates
         return self._session.run(["scores"], inputs)[0][:, : self.dim]
 
-    def _is_row_by_row(self) -> bool:
-        """Say whether this CPU gives each user the same bytes alone, in pairs and in a crowd."""
+    @property
+    def _takes_any_length(self) -> bool:
+        shapes = {given.name: given.shape for given in self._session.get_inputs()}
+        return bool(shapes["rows"][1] != HISTORY)
+
+    def _is_same(self, longest: int, together: Sequence[int]) -> bool:
+        """Say whether this CPU gives each user the same bytes alone and so many together.
+
+        Their histories are no longer than `longest`, and only those positions are run together.
+        """
         rng = np.random.default_rng(0)
         table = rng.standard_normal((256, self.dim), np.float32)
         table[0] = 0
         shape = (MAX_ROWS, HISTORY)
-        is_item = np.arange(HISTORY) >= rng.integers(0, HISTORY, MAX_ROWS)[:, None]
+        n_items = rng.integers(0 if longest == HISTORY else 1, longest + 1, MAX_ROWS)
+        is_item = np.arange(HISTORY) >= HISTORY - n_items[:, None]
         asked = (
             rng.integers(1, 256, shape) * is_item,
             rng.integers(1, len(EVENT_TYPES), shape) * is_item,
             np.sort(np.exp2(rng.uniform(0, 31, shape)))[:, ::-1] * is_item,
             rng.standard_normal((MAX_ROWS, N_CONTEXT), np.float32),
         )
-        alone = self._run(table, asked, 1).tobytes()
-        return all(self._run(table, asked, n).tobytes() == alone for n in (2, 5, 13, MAX_ROWS))
+        alone = self._run(table, asked, 1, np.array([HISTORY])).tobytes()
+        lengths = np.array([longest])
+        return all(self._run(table, asked, n, lengths).tobytes() == alone for n in together)
 
 
 def _typical_length(projection: NDArray[np.float32], own: NDArray[np.float32]) -> float:

@@ -23,60 +23,77 @@ Table = NDArray[np.float32] | NDArray[np.float16]  # of items' vectors
 # Users in one run of the graph. Past 64 the activations no longer fit the second-level cache
 # and each user costs more (`bench/student.py`).
 MAX_ROWS: Final = 32
+# Positions that are run where nobody's history is longer. CPUs add up 8 or 16 numbers side by
+# side: what is left out before the first item must not move any of them to another's side.
+LENGTHS: Final = tuple(range(HISTORY % 8 or 8, HISTORY + 1, 8))
 
 
 class StudentInputs:
-    """Inputs of a student of `dim` columns for up to `MAX_ROWS` users; only the first n are good.
-
-    Attributes
-    ----------
-    table
-        Vectors of the users' items below a row of zeros, float32, shape (1 + `MAX_ROWS` T, M).
-    rows, types, gaps
-        Rows of `table`, codes and buckets of time, int64, shape (`MAX_ROWS`, T).
-    context
-        As models read it, float32, shape (`MAX_ROWS`, C).
-    age
-        Bucket of the time since the newest item, int64, shape (`MAX_ROWS`,).
+    """Inputs of a student of `dim` columns for up to `MAX_ROWS` users, which stay where they are.
 
     Notes
     -----
-    0.5 MB. One thread at a time.
+    1 MB. One thread at a time.
     """
 
     def __init__(self, dim: int) -> None:
-        positions = (MAX_ROWS, HISTORY)
-        self.table = np.zeros((1 + MAX_ROWS * HISTORY, dim), np.float32)
-        self.rows, self.types, self.gaps = (np.zeros(positions, np.int64) for _ in range(3))
-        self.context = np.zeros((MAX_ROWS, N_CONTEXT), np.float32)
-        self.age = np.zeros(MAX_ROWS, np.int64)
-        self._age_s = np.zeros(positions, np.float32)
+        n_positions = MAX_ROWS * HISTORY
+        self._table = np.zeros((1 + n_positions, dim), np.float32)
+        self._places, self._types, self._gaps = np.zeros((3, n_positions), np.int64)
+        self._context = np.zeros((MAX_ROWS, N_CONTEXT), np.float32)
+        self._age = np.zeros(MAX_ROWS, np.int64)
+        self._asked_rows, self._asked_types = np.zeros((2, MAX_ROWS, HISTORY), np.int64)
+        self._asked_age_s = np.zeros((MAX_ROWS, HISTORY), np.float32)
 
-    def first(self, n: int) -> dict[str, NDArray[np.int64] | Floats]:
-        """Return the inputs of the first n users by name, where they are."""
+    def first(self, n: int, length: int) -> dict[str, Rows | Floats]:
+        """Return the inputs of the first n users by name, with so many positions each."""
+        end, positions = n * length, (n, length)
         return {
-            "table": self.table[: 1 + n * HISTORY],
-            "rows": self.rows[:n],
-            "types": self.types[:n],
-            "gaps": self.gaps[:n],
-            "context": self.context[:n],
-            "age": self.age[:n],
+            "table": self._table[: 1 + end],  # float32, the users' items below a row of zeros
+            "rows": self._places[:end].reshape(positions),  # in `table`, int64
+            "types": self._types[:end].reshape(positions),
+            "gaps": self._gaps[:end].reshape(positions),
+            "context": self._context[:n],
+            "age": self._age[:n],
         }
 
-    def fill(self, table: Table, rows: Rows, types: Rows, age_s: Floats, context: Floats) -> None:
-        """Put the first users in; parameters as of `models.serving.StudentScorer.user_vectors`.
+    def fill(
+        self,
+        table: Table,
+        rows: Rows,
+        types: Rows,
+        age_s: Floats,
+        context: Floats,
+        lengths: Rows,
+    ) -> int:
+        """Put the first users in; return with how many positions each, one of `lengths`.
 
-        But the context, shape (n, C), is scaled.
+        These rise to T; parameters else as of `models.serving.StudentScorer.user_vectors`, but
+        that the context, shape (n, C), is scaled.
         """
         n = len(rows)
-        places = self.rows[:n]
-        places[:], self.types[:n], self._age_s[:n], self.context[:n] = rows, types, age_s, context
-        _bucket(places, self._age_s[:n], N_BUCKETS, self.gaps[:n], self.age[:n])
+        asked = self._asked_rows[:n]
+        asked[:], self._asked_types[:n], self._asked_age_s[:n] = rows, types, age_s
+        self._context[:n] = context
+        length = int(
+            _place(
+                asked,
+                self._asked_types,
+                self._asked_age_s,
+                lengths,
+                N_BUCKETS,
+                self._places,
+                self._types,
+                self._gaps,
+                self._age,
+            )
+        )
         if table.dtype == np.float16 and table.flags.c_contiguous:
-            _take(table.view(np.int16), places, self.table)
+            _take(table.view(np.int16), asked, length, self._table)
         else:
-            self.table[1 : 1 + places.size] = widened(table[places.ravel()])
-            np.copyto(places, 1 + np.arange(places.size).reshape(places.shape), where=places > 0)
+            kept = asked[:, HISTORY - length :].ravel()
+            self._table[1 : 1 + len(kept)] = widened(table[kept])
+        return length
 
 
 @compiled("void(int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], float32[::1])")
@@ -106,32 +123,67 @@ def _bucket_of(seconds: np.float32, n_buckets: int) -> int:
     return min(math.frexp(np.float32(1) + seconds)[1] - 1, n_buckets - 1)
 
 
-@compiled("void(int64[:, ::1], float32[:, ::1], int64, int64[:, ::1], int64[::1])")
-def _bucket(rows: Rows, age_s: Floats, n_buckets: int, gaps: Rows, ages: Rows) -> None:
-    """Write what `models.dataset.gap_buckets` says, and the bucket of the newest item's age."""
-    length = rows.shape[1]
+@compiled()
+def _length_of(rows: Rows, lengths: Rows) -> int:
+    """Return the least of `lengths` that holds all histories; one without an item takes all."""
+    n_positions, longest = int(rows.shape[1]), 0
     for b in range(len(rows)):
-        gaps[b, 0] = 0
-        for t in range(1, length):
-            is_gap = rows[b, t - 1] > 0
-            gaps[b, t] = _bucket_of(age_s[b, t - 1] - age_s[b, t], n_buckets) if is_gap else 0
-        is_known = rows[b, length - 1] > 0
-        ages[b] = _bucket_of(age_s[b, length - 1], n_buckets) if is_known else 0
+        first = 0
+        while first < n_positions and rows[b, first] <= 0:
+            first += 1
+        # Nothing but padding: of that the sum is as long as it is.
+        longest = max(longest, n_positions - first if first < n_positions else n_positions)
+    for length in lengths:
+        if length >= longest:
+            return int(length)
+    return n_positions
 
 
-@compiled("void(int16[:, ::1], int64[:, ::1], float32[:, ::1])")
-def _take(table: NDArray[np.int16], rows: Rows, own: Floats) -> None:
-    """Copy the bits of float16 vectors of rows behind a first one, and write where they are."""
+@compiled(
+    "int64(int64[:, ::1], int64[:, ::1], float32[:, ::1], int64[::1], int64,"
+    " int64[::1], int64[::1], int64[::1], int64[::1])"
+)
+def _place(
+    rows: Rows,
+    types: Rows,
+    age_s: Floats,
+    lengths: Rows,
+    n_buckets: int,
+    to_places: Rows,
+    to_types: Rows,
+    to_gaps: Rows,
+    to_age: Rows,
+) -> int:
+    """Write the inputs of the histories, position after position, and return their length.
+
+    Gaps are as `models.dataset.gap_buckets` has them; the age is the bucket of the newest item's.
+    """
+    end, length = rows.shape[1], _length_of(rows, lengths)
+    at = 0
+    for b in range(len(rows)):
+        for t in range(end - length, end):
+            to_places[at] = 1 + at if rows[b, t] > 0 else 0
+            to_types[at] = types[b, t]
+            is_gap = t > 0 and rows[b, t - 1] > 0
+            to_gaps[at] = _bucket_of(age_s[b, t - 1] - age_s[b, t], n_buckets) if is_gap else 0
+            at += 1
+        to_age[b] = _bucket_of(age_s[b, end - 1], n_buckets) if rows[b, end - 1] > 0 else 0
+    return length
+
+
+@compiled("void(int16[:, ::1], int64[:, ::1], int64, float32[:, ::1])")
+def _take(table: NDArray[np.int16], rows: Rows, length: int, own: Floats) -> None:
+    """Write float16 vectors, given as their bits, of the last positions' rows behind the first."""
     wide = own.view(np.int32)
-    for b in range(rows.shape[0]):
-        for t in range(rows.shape[1]):
+    place, end = 0, rows.shape[1]
+    for b in range(len(rows)):
+        for t in range(end - length, end):
+            place += 1
             row = rows[b, t]
             if row <= 0:
-                rows[b, t] = 0
                 continue
             if row >= len(table):
                 raise IndexError("a row that is not in the table")
-            place = rows[b, t] = 1 + b * rows.shape[1] + t
             for m in range(own.shape[1]):
                 # As `models.item_vectors.widened`: sign, exponent and fraction, once in place.
                 wide[place, m] = (np.int32(table[row, m]) << 13) & np.int32(-0x70002000)

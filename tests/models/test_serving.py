@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def path(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scorer(path: Path) -> StudentScorer:
     return StudentScorer(path)
+
+
+@pytest.fixture(scope="module")
+def whole(path: Path, tmp_path_factory: pytest.TempPathFactory) -> StudentScorer:
+    """Return the same student of a release before, which runs whole windows."""
+    before = tmp_path_factory.mktemp("models") / "before.pfm"
+    _, model = read_model(path)
+    write_model(before, model._replace(onnx=as_fixed(model.onnx)))
+    return StudentScorer(before)
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +189,43 @@ def test_scores_are_the_same_bytes_one_user_a_call(
         scores_of(careful, table, **columns).tobytes()
         == scores_of(scorer, table, **columns).tobytes()
     )
+
+
+def as_fixed(model: bytes) -> bytes:
+    """Return the network as releases before wrote it: for histories of T positions alone."""
+    made = onnx.load_from_string(model)
+    for given_ in made.graph.input:
+        if given_.name in ("rows", "types", "gaps"):
+            given_.type.tensor_type.shape.dim[1].dim_value = HISTORY
+    return made.SerializeToString()
+
+
+@settings(max_examples=60)
+@given(st.lists(st.integers(0, HISTORY), min_size=1, max_size=40), st.integers(0, 20))
+def test_leaving_out_what_stands_before_the_first_item_changes_no_byte(
+    scorer: StudentScorer, whole: StudentScorer, lengths: list[int], most: int
+) -> None:
+    columns = requests(len(lengths), seed=most)
+    is_item = np.arange(HISTORY) >= HISTORY - np.minimum(lengths, most)[:, None]
+    columns = {n: v * is_item if n.startswith("history") else v for n, v in columns.items()}
+    del columns["candidate_rows"]
+    rng = np.random.default_rng(most)
+    table = rng.standard_normal((31, scorer.dim)).astype(np.float16)
+    table[0] = 0
+    found = scorer.user_vectors(table, **columns)
+    assert found.tobytes() == whole.user_vectors(table, **columns).tobytes()
+
+
+def test_a_network_of_one_length_is_run_at_that(whole: StudentScorer) -> None:
+    assert whole.lengths.tolist() == [HISTORY]
+
+
+def test_threads_get_what_each_asked_for(scorer: StudentScorer, table: NDArray[np.float32]) -> None:
+    several = [rows_of(requests(), [n, n + 1, n + 2]) for n in range(40)]
+    alone = [scores_of(scorer, table, **columns).tobytes() for columns in several]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda columns: scores_of(scorer, table, **columns).tobytes(), several)
+        assert list(found) == alone
 
 
 @given(st.permutations(range(CANDIDATES)), st.integers(1, CANDIDATES))
