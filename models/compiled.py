@@ -33,7 +33,8 @@ def compiled(signature: str | None = None) -> Callable[[_Function], _Function]:
 
     Compiling takes a second or so a function, once: the code lies beside the source, or below the
     user's cache directory where that cannot be written to. Where neither can, each process compiles
-    for itself. Other threads run meanwhile, and no sum is put in another order.
+    for itself. Other threads wait, for to give way to them takes longer than most loops do. No sum
+    is put in another order.
 
     Examples
     --------
@@ -52,9 +53,9 @@ def compiled(signature: str | None = None) -> Callable[[_Function], _Function]:
     def compile_it(function: _Function) -> _Function:
         began = time.monotonic()
         try:
-            made: _Function = njit(*given, cache=True, nogil=True, error_model="numpy")(function)
+            made: _Function = njit(*given, cache=True, error_model="numpy")(function)
         except RuntimeError:  # there is nowhere to keep it
-            made = njit(*given, nogil=True, error_model="numpy")(function)
+            made = njit(*given, error_model="numpy")(function)
         if time.monotonic() - began > _TOLD_FROM_S:
             _log.info(
                 "compiled %s.%s in %.1f s", function.__module__, function.__qualname__,

@@ -188,3 +188,17 @@ def test_writer_catches_up_when_redis_comes_back(server: Server) -> None:
     assert [d["decision_id"] for d in buffered.latest_decisions("u7", 1)] == ["d7"]
     assert failures() > before
     assert buffered.close(WAIT_S)
+
+
+def test_the_rows_of_one_flush_are_spread_over_the_time_until_the_next() -> None:
+    gate, began = Gate(), time.monotonic()
+    gate.is_open.set()
+    buffered = BufferedStore(gate, clock=time.monotonic, flush_ms=200)
+    buffered.put_features([feature_row(f"u{n}", 1.0) for n in range(300)])
+    while buffered.n_pending:
+        assert time.monotonic() < began + WAIT_S
+        time.sleep(0.001)
+    # Two pauses, the first for half of a hundred of the 200 rows that are left, the next of 100.
+    assert [len(chunk) for chunk in gate.chunks] == [100, 100, 100]
+    assert time.monotonic() - began > 0.14
+    assert buffered.close(WAIT_S)
