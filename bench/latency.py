@@ -5,6 +5,7 @@ Owns    how an event is timed, and how two settings are compared on a noisy mach
 """
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Iterable
@@ -53,8 +54,21 @@ def load_of(n_users: int, share: float, rate: int) -> made.Load:
 
 
 def measure(on: Rig, load: made.Load, rate: int, seconds: float) -> Measured:
-    """Send events at `rate` a second; time each trigger from its event to its decision."""
+    """Send events at `rate` a second; time each trigger from its event to its decision.
+
+    Our own garbage is collected before and after, not meanwhile: this process holds all events and
+    torch, and a collection would stop the load, and whoever reads the decisions, for 50 to 200 ms.
+    """
     messages = load.events(int(rate * (_SETTLING_S + seconds)))
+    gc.collect()
+    gc.disable()
+    try:
+        return _measure(on, messages, rate)
+    finally:
+        gc.enable()
+
+
+def _measure(on: Rig, messages: list[made.Message], rate: int) -> Measured:
     decided = on.decisions.n_read
     before: Samples = {}
     sent: dict[str, float] = {}
