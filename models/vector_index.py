@@ -18,7 +18,7 @@ not depend on the order of arrival, on changes long undone, or on the processor:
   some by their places, so all of that score are dropped; too few left, and it is asked for more.
 - A removed row's place is taken by the last row: codes never hold what is not in the table.
 
-Below `SCAN_FROM` rows a matrix product over all is faster than a scan, and exact.
+Below `SCAN_FROM` rows a compiled loop over all vectors is faster than a scan, and exact.
 
 References
 ----------
@@ -40,7 +40,7 @@ from models.retrieval_kernels import best_places, nearest
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-# Above it a scan of codes and refining cost less than a product with all vectors.
+# Above it a scan of codes and refining cost less than products with all vectors.
 SCAN_FROM: Final = 16_000
 # Queries that share a pass over the codes, 4 and 4: a quarter faster than what faiss picks.
 _TOGETHER: Final = 0x44

@@ -20,7 +20,6 @@ import xxhash
 from numpy.typing import NDArray
 
 from models.arms import SOURCES
-from models.batches import keep_freed_memory
 from models.campaign_source import CampaignSource
 from models.changed_source import ChangedSource
 from models.codes import Codes
@@ -149,7 +148,6 @@ class CandidateGenerator:
         depths: Mapping[str, int] = DEPTHS,
         explore_share: float = 0.0,
     ) -> None:
-        keep_freed_memory()
         self._items = items
         self._weights = dict(weights)
         self._limit = limit
