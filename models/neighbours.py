@@ -72,6 +72,49 @@ def score_values(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     return values
 
 
+def best_of_each(
+    values: NDArray[np.int64], hashes: NDArray[np.int64], limit: int
+) -> list[NDArray[np.int64]]:
+    """Return the places of at most `limit` values of each row, the largest first, ties by hash.
+
+    Parameters
+    ----------
+    values, hashes
+        int64 in [0, 2^32), below 0 to be left out, and `hash_of` their ids, shape (B, n).
+
+    Examples
+    --------
+    >>> best = best_of_each(np.array([[3, 8, 3], [-1, -1, 0]]), np.array([[1, 2, 3]] * 2) << 40, 2)
+    >>> [places.tolist() for places in best]
+    [[1, 2], [2]]
+    """
+    lengths = np.minimum(np.count_nonzero(values >= 0, axis=1), limit).tolist()
+    places = order_of_each(values, hashes)
+    return [own[:length] for own, length in zip(places, lengths, strict=True)]
+
+
+def order_of_each(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places of all values of each row, the largest first; as `best_of_each` has them.
+
+    >>> order_of_each(np.array([[3, 8, 3], [-1, 0, -1]]), np.array([[1, 2, 3]] * 2) << 40)[:, 0]
+    array([1, 1])
+    """
+    # The last bits of a key tell its place: sorting keys is twice as fast as sorting places.
+    n_bits = max(values.shape[1] - 1, 1).bit_length()
+    keys = (values << _HASH_BITS) | (hashes >> (63 - _HASH_BITS))
+    keys >>= n_bits
+    keys <<= n_bits
+    keys |= np.arange(values.shape[1])
+    keys.sort(axis=1)
+    keys = keys[:, ::-1]
+    places: NDArray[np.int64] = keys & (1 << n_bits) - 1
+    keys >>= n_bits
+    is_tie = ((keys[:, 1:] == keys[:, :-1]) & (keys[:, 1:] >= 0)).any(axis=1)
+    for b in np.flatnonzero(is_tie).tolist():
+        places[b] = np.lexsort((hashes[b], values[b]))[::-1]
+    return places
+
+
 def best_rows(
     values: NDArray[np.int64],
     rows: NDArray[np.int64],

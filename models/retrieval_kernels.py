@@ -87,24 +87,6 @@ def _put_in_order(values: Ints, hashes: Ints, rows: Rows, n: int) -> None:
         values[at], hashes[at], rows[at] = value, hash_, row
 
 
-@compiled("int64[::1](int64[::1], int64[::1], int64)")
-def best_places(values: Ints, hashes: Ints, limit: int) -> Ints:
-    """Return the places of at most `limit` values, the largest first, those below 0 left out."""
-    size = min(limit, len(values))
-    heap, ties, places = (
-        np.empty(size, np.int64),
-        np.empty(size, np.int64),
-        np.empty(size, np.int64),
-    )
-    n = 0
-    for place in range(len(values)):
-        value = values[place]
-        if value >= 0 and (n < size or value >= heap[0]):
-            n = _put(heap, ties, places, n, value, hashes[place], place)
-    _put_in_order(heap, ties, places, n)
-    return places[:n].copy()
-
-
 @compiled()
 def _mark(mark: Flags, closed: Rows, blocked: Rows, flag: bool) -> None:
     for row in closed:

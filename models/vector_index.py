@@ -34,8 +34,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.neighbours import GRID, in_steps, score_values
-from models.retrieval_kernels import best_places, nearest
+from models.neighbours import GRID, best_of_each, in_steps, score_values
+from models.retrieval_kernels import nearest
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -272,7 +272,7 @@ class VectorIndex:
         values, hashes = score_values(scores), self._hashes_of(rows)
         if is_own is not None:
             values[~is_own] = -1
-        best = [best_places(*pair, limit) for pair in zip(values, hashes, strict=True)]
+        best = best_of_each(values, hashes, limit)
         each = zip(rows, scores, best, strict=True)
         return [Hits(own[places], score[places]) for own, score, places in each]
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.features import TEXT_DIM
-from models.neighbours import best_rows, in_steps, mean_direction, to_grid
+from models.neighbours import best_rows, in_steps, mean_direction, order_of_each, to_grid
 
 
 def vectors(n: int, seed: int = 0) -> np.ndarray:
@@ -65,3 +65,27 @@ def test_the_best_rows_are_those_of_a_full_sort(pairs: list[tuple[int, int]], li
     hashes = np.array([number for _, number in pairs], np.int64)
     found = best_rows(values, np.arange(n), hashes, limit)
     assert found.tolist() == sorted(range(n), key=lambda r: pairs[r], reverse=True)[:limit]
+
+
+# Hashes that tie in their first bits, which are all that a key has room for.
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 3) | st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1)),
+        min_size=2,
+        max_size=40,
+        unique=True,
+    ),
+    st.integers(0, 3),
+    st.sampled_from([0, 30, 60]),
+)
+def test_each_line_is_ordered_as_a_full_sort_would(pairs, n_lines: int, n_bits: int) -> None:
+    lines = [pairs, *(pairs[::-1] for _ in range(n_lines))]
+    values = np.array([[value for value, _ in own] for own in lines], np.int64)
+    hashes = np.array([[number >> n_bits << n_bits for _, number in own] for own in lines])
+    found = order_of_each(values, hashes)
+    for own, value, number in zip(found, values, hashes, strict=True):
+        keys = list(zip(value.tolist(), number.tolist(), strict=True))
+        assert [keys[place] for place in own if keys[place][0] >= 0] == sorted(
+            (key for key in keys if key[0] >= 0), reverse=True
+        )
+        assert sorted(own.tolist()) == list(range(len(pairs)))

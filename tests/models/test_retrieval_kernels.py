@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.item_rows import ItemRows
-from models.retrieval_kernels import best_places, fused, nearest, unlike
+from models.retrieval_kernels import fused, nearest, unlike
 from models.sources import Query
 from tests.models.moments import NOW_MS, items_of, query
 
@@ -87,19 +87,3 @@ def test_the_nearest_are_those_of_the_largest_products_whatever_the_batch() -> N
             wanted = np.lexsort((hashes[:900], line))[::-1][:40]
             assert places[b].tolist() == wanted.tolist()
             assert values[b].tolist() == line[wanted].tolist()
-
-
-# Few values, so that many tie, and hashes that differ in their last bits alone.
-@given(
-    st.lists(
-        st.tuples(st.integers(-1, 3) | st.sampled_from([0, 2**32 - 1]), st.integers(0, 2**63 - 1)),
-        max_size=40,
-        unique=True,
-    ),
-    st.integers(1, 50),
-)
-def test_the_best_places_are_those_of_a_full_sort(pairs, limit: int) -> None:
-    values, hashes = array([value for value, _ in pairs]), array([number for _, number in pairs])
-    wanted = sorted(range(len(pairs)), key=lambda place: pairs[place], reverse=True)
-    wanted = [place for place in wanted if pairs[place][0] >= 0]
-    assert best_places(values, hashes, limit).tolist() == wanted[:limit]
