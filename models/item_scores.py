@@ -34,6 +34,11 @@ def scores_of(table: Table, users: Scores, rows: Rows) -> Scores:
     rows
         Shape (B, K); 0 is padding and gets -inf.
 
+    Raises
+    ------
+    IndexError
+        For a row that is not in the table.
+
     Examples
     --------
     >>> table = np.array([[0.0, 0.0], [1.0, -2.0], [0.5, 3.0]])
@@ -44,6 +49,8 @@ def scores_of(table: Table, users: Scores, rows: Rows) -> Scores:
     [[0.0, 4.0, -inf]]
     """
     own, asked = np.ascontiguousarray(users), np.ascontiguousarray(rows)
+    if asked.max(initial=0) >= len(table):
+        raise IndexError(f"row {asked.max()} of a table of {len(table)}")
     if table.dtype == np.float16:
         return _of_halves(table.view(np.int16), own, asked)
     return _of_floats(table.astype(np.float32, copy=False), own, asked)

@@ -50,7 +50,7 @@ class NeighbourSource:
         items = query.items
         starts, lengths, [others, strengths] = items.neighbours.columns
         found: Rows = beside(
-            *query.rules(query.seen),
+            query.rules(query.seen),
             *(query.recent, query.weights, _LOOKED_AT // len(query.recent)),
             starts,
             lengths,

@@ -18,12 +18,13 @@ Rows = NDArray[np.int64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 Whole = int | np.integer[Any]
-Rules = tuple[Flags, Ints, Ints, NDArray[np.uint16], Flags, bool, int, Rows, Rows, Rows]
-
 # What `Query.rules` gives: of all rows whether they are servable, from when, until when and their
-# category; `mark`; whether there are windows at all; the query's time, rows and blocked categories.
-_RULES = "boolean[::1], int64[::1], int64[::1], uint16[::1], boolean[::1], boolean, int64, " + (
-    "int64[::1], int64[::1], int64[::1]"
+# category; `mark`; whether there are windows at all; the query's time, the rows that are closed to
+# it, those that its user has blocked, and blocked categories.
+Rules = tuple[Flags, Ints, Ints, NDArray[np.uint16], Flags, bool, int, Rows, Rows, Rows]
+_RULES: Final = (
+    "Tuple((boolean[::1], int64[::1], int64[::1], uint16[::1], boolean[::1], boolean, int64, "
+    "int64[::1], int64[::1], int64[::1]))"
 )
 WEIGHT_UNIT: Final = 65_536  # a recency weight of 1
 IN_CART: Final = 4 * WEIGHT_UNIT
@@ -31,6 +32,7 @@ _STEPS: Final = 2.0**23  # of what the strongest pair says of the most recent it
 _LEAST_STRENGTH: Final = 1e-30  # of a pair: less is nothing
 _POWERS: Final = 2.0 ** (np.arange(32) - 25)  # of a float16's exponents
 _LARGEST: Final = 1 << 23  # of products of vectors in steps: they stay well below
+_LEAST: Final = -(1 << 31)
 _BUCKET_BITS: Final = 13  # a width of 0.002
 _BUCKETS: Final = 2 * _LARGEST >> _BUCKET_BITS
 
@@ -88,34 +90,44 @@ def _put_in_order(values: Ints, hashes: Ints, rows: Rows, n: int) -> None:
 
 
 @compiled()
-def _mark(mark: Flags, closed: Rows, blocked: Rows, flag: bool) -> None:
-    for row in closed:
-        mark[row] = flag
-    for row in blocked:
-        mark[row] = flag
+def _best(values: Ints, rows: Rows, n: Whole, id_hash: Ints, limit: int) -> Ints:
+    """Return the places of the largest of n values, the largest first, ties by the rows' hashes."""
+    size = limit if limit < n else n
+    kept, hashes = np.empty(size, np.int64), np.empty(size, np.int64)
+    places = np.empty(size, np.int64)
+    n_kept = 0
+    for place in range(n):
+        value = values[place]
+        if n_kept < size or value >= kept[0]:
+            n_kept = _put(kept, hashes, places, n_kept, value, id_hash[rows[place]], place)
+    _put_in_order(kept, hashes, places, n_kept)
+    return places
 
 
 @compiled()
-def _may_be(
-    row: int,
-    is_servable: Flags,
-    from_ms: Ints,
-    until_ms: Ints,
-    category: NDArray[np.uint16],
-    mark: Flags,
-    has_windows: bool,
-    time_ms: int,
-    blocked_categories: Rows,
-) -> bool:
-    """Say whether a row may be proposed."""
-    if not is_servable[row] or mark[row]:
-        return False
-    if has_windows and (from_ms[row] > time_ms or (until_ms[row] and until_ms[row] <= time_ms)):
-        return False
-    for code in blocked_categories:  # Numba knows no `any` of a generator
-        if category[row] == code:
-            return False
-    return True
+def _are_allowed(rules: Rules, rows: Rows) -> Flags:
+    """Return which rows may be proposed."""
+    # Taken apart once: each time it is, Numba counts who holds the arrays.
+    (is_servable, from_ms, until_ms, category, mark, has_windows, time_ms, closed, blocked,
+     codes) = rules  # fmt: skip
+    for row in closed:
+        mark[row] = True
+    for row in blocked:
+        mark[row] = True
+    allowed = np.empty(len(rows), np.bool_)
+    for at in range(len(rows)):
+        row = rows[at]
+        allowed[at] = is_servable[row] and not mark[row]
+        if has_windows:
+            is_over = until_ms[row] != 0 and until_ms[row] <= time_ms
+            allowed[at] &= from_ms[row] <= time_ms and not is_over
+        for code in codes:
+            allowed[at] &= category[row] != code
+    for row in closed:
+        mark[row] = False
+    for row in blocked:
+        mark[row] = False
+    return allowed
 
 
 @compiled()
@@ -132,64 +144,31 @@ def _widened(half: np.int16) -> np.float64:
 
 @compiled(f"int64[::1]({_RULES}, int64[::1], int64)")
 def allowed(
-    is_servable: Flags,
-    from_ms: Ints,
-    until_ms: Ints,
-    category: NDArray[np.uint16],
-    mark: Flags,
-    has_windows: bool,
-    time_ms: int,
-    closed: Rows,
-    blocked: Rows,
-    blocked_categories: Rows,
+    rules: Rules,
     rows: Rows,
     limit: int,
 ) -> Rows:
     """Return the first `limit` of `rows` that may be proposed."""
-    _mark(mark, closed, blocked, True)
-    kept = np.empty(min(limit, len(rows)), np.int64)
-    n = 0
-    for row in rows:
-        if n == limit:
-            break
-        if _may_be(row, is_servable, from_ms, until_ms, category, mark, has_windows, time_ms,
-                   blocked_categories):  # fmt: skip
-            kept[n] = row
-            n += 1
-    _mark(mark, closed, blocked, False)
-    return kept[:n].copy()
+    return rows[_are_allowed(rules, rows)][:limit].copy()
 
 
 @compiled(f"int64[::1]({_RULES}, int64[::1], int64[::1], uint64[::1], int64)")
 def unlike(
-    is_servable: Flags,
-    from_ms: Ints,
-    until_ms: Ints,
-    category: NDArray[np.uint16],
-    mark: Flags,
-    has_windows: bool,
-    time_ms: int,
-    closed: Rows,
-    blocked: Rows,
-    blocked_categories: Rows,
+    rules: Rules,
     rows: Rows,
     recent: Rows,
     text_key: NDArray[np.uint64],
     limit: int,
 ) -> Rows:
     """Return what `allowed` does, without rows that say the same as a recent or a better one."""
-    _mark(mark, closed, blocked, True)
     kept = np.empty(min(limit, len(rows)), np.int64)
     known = np.empty(len(recent) + len(kept), np.uint64)
     n, n_known = 0, len(recent)
     for at in range(n_known):
         known[at] = text_key[recent[at]]
-    for row in rows:
+    for row in allowed(rules, rows, len(rows)):
         if n == limit:
             break
-        if not _may_be(row, is_servable, from_ms, until_ms, category, mark, has_windows, time_ms,
-                       blocked_categories):  # fmt: skip
-            continue
         key = text_key[row]
         is_known = False
         for at in range(n_known):  # to the end: so it is done for many at once
@@ -199,7 +178,6 @@ def unlike(
             n_known += 1
             kept[n] = row
             n += 1
-    _mark(mark, closed, blocked, False)
     return kept[:n].copy()
 
 
@@ -219,16 +197,7 @@ def _part(
     "int16[::1], float32[::1], int64[::1], int32[::1], int64)"
 )
 def beside(
-    is_servable: Flags,
-    from_ms: Ints,
-    until_ms: Ints,
-    category: NDArray[np.uint16],
-    mark: Flags,
-    has_windows: bool,
-    time_ms: int,
-    closed: Rows,
-    blocked: Rows,
-    blocked_categories: Rows,
+    rules: Rules,
     recent: Rows,
     weights: Ints,
     most: int,
@@ -273,22 +242,16 @@ def beside(
             slot = slot if slot else n_distinct
             slots[other], distinct[slot] = slot, other
             sums[slot] += np.rint(_widened(strengths[at]) * weight)
-    _mark(mark, closed, blocked, True)
-    values, hashes = np.empty(limit, np.int64), np.empty(limit, np.int64)
-    rows = np.empty(limit, np.int64)
-    n = 0
-    for at in range(1, n_distinct + 1):
-        row = distinct[at]
+    found = distinct[1 : n_distinct + 1]
+    is_allowed = _are_allowed(rules, found)
+    values, n = np.empty(n_distinct, np.int64), 0
+    for at in range(n_distinct):
+        row, total = found[at], sums[at + 1]
         slots[row] = 0
-        value = np.int64(np.rint(sums[at] * np.float64(rarity[row])))
-        if sums[at] <= 0 or (n == limit and value < values[0]):
-            continue
-        if _may_be(row, is_servable, from_ms, until_ms, category, mark, has_windows, time_ms,
-                   blocked_categories):  # fmt: skip
-            n = _put(values, hashes, rows, n, value, id_hash[row], row)
-    _mark(mark, closed, blocked, False)
-    _put_in_order(values, hashes, rows, n)
-    return rows[:n].copy()
+        if total > 0 and is_allowed[at]:
+            found[n], values[n] = row, np.int64(np.rint(total * np.float64(rarity[row])))
+            n += 1
+    return found[_best(values, found, n, id_hash, limit)]
 
 
 @compiled(
@@ -330,13 +293,15 @@ def nearest(
             products[place] = total
         counts[:] = 0
         for product in products:
-            counts[np.uint32(product + _LARGEST) >> _BUCKET_BITS] += 1
+            # Who sends longer vectors than 1 must not have us write beside the counts.
+            at = (np.int64(product) + _LARGEST) >> _BUCKET_BITS
+            counts[0 if at < 0 else at if at < _BUCKETS else _BUCKETS - 1] += 1
         # Most are below the bucket of the last one that is wanted.
         bucket, n_above = _BUCKETS, 0
         while n_above < limit:
             bucket -= 1
             n_above += counts[bucket]
-        least, n = (bucket << _BUCKET_BITS) - _LARGEST, 0
+        least, n = (bucket << _BUCKET_BITS) - _LARGEST if bucket else _LEAST, 0
         for place in range(n_vectors):
             if products[place] >= least:
                 value = products[place]
@@ -349,16 +314,7 @@ def nearest(
     "int64[::1], int64, int64[::1], int32[::1], int64)"
 )
 def unfinished(
-    is_servable: Flags,
-    from_ms: Ints,
-    until_ms: Ints,
-    category: NDArray[np.uint16],
-    mark: Flags,
-    has_windows: bool,
-    time_ms: int,
-    closed: Rows,
-    blocked: Rows,
-    blocked_categories: Rows,
+    rules: Rules,
     history: Rows,
     types: Ints,
     age_s: Ints,
@@ -409,19 +365,14 @@ def unfinished(
             slots[row] = n_distinct
         slot = slots[row] - 1
         wanted[slot] = max(wanted[slot], 0) + IN_CART + (len(cart) - at) * first
-    _mark(mark, closed, blocked, True)
-    values, hashes = np.empty(limit, np.int64), np.empty(limit, np.int64)
-    rows = np.empty(limit, np.int64)
-    n = 0
+    is_allowed, n = _are_allowed(rules, distinct[:n_distinct]), 0
     for at in range(n_distinct):
         row = distinct[at]
         slots[row] = 0
-        if wanted[at] > 0 and _may_be(row, is_servable, from_ms, until_ms, category, mark,
-                                      has_windows, time_ms, blocked_categories):  # fmt: skip
-            n = _put(values, hashes, rows, n, wanted[at], id_hash[row], row)
-    _mark(mark, closed, blocked, False)
-    _put_in_order(values, hashes, rows, n)
-    return rows[:n].copy()
+        if wanted[at] > 0 and is_allowed[at]:
+            distinct[n], wanted[n] = row, wanted[at]
+            n += 1
+    return distinct[_best(wanted, distinct, n, id_hash, limit)]
 
 
 @compiled(
@@ -460,18 +411,11 @@ def fused(
                 held[1, slot - 1] += said >> place_bits
                 held[2, slot - 1] = max(held[2, slot - 1], said)
         start = ends[source]
-    size = min(limit, n_held)
-    values, hashes = np.empty(size, np.int64), np.empty(size, np.int64)
-    places = np.empty(size, np.int64)
-    n = 0
-    for place in range(n_held):
-        row, value = held[0, place], held[1, place]
-        slots[row] = 0
-        if n < size or value >= values[0]:
-            n = _put(values, hashes, places, n, value, id_hash[row], place)
-    _put_in_order(values, hashes, places, n)
-    found = np.empty((3, n), np.int64)
-    for at in range(n):
+    for at in range(n_held):
+        slots[held[0, at]] = 0
+    best = _best(held[1], held[0], n_held, id_hash, limit)
+    found = np.empty((3, len(best)), np.int64)
+    for at in range(len(best)):
         for part in range(3):
-            found[part, at] = held[part, places[at]]
+            found[part, at] = held[part, best[at]]
     return found

@@ -107,7 +107,7 @@ class Query(NamedTuple):
 
     def unseen(self, rows: Rows, limit: int) -> Rows:
         """Return the first `limit` of `rows` that are a discovery: not refused, nor in `seen`."""
-        found: Rows = allowed(*self.rules(self.seen), rows, limit)
+        found: Rows = allowed(self.rules(self.seen), rows, limit)
         return found
 
 
@@ -159,7 +159,7 @@ class ContentSource:
     def _unmet(self, query: Query, hits: Hits) -> Rows:
         rows = hits.rows[: np.count_nonzero(hits.scores >= LEAST_COSINE)]
         of_items = query.items.text_key
-        unmet: Rows = unlike(*query.rules(query.seen), rows, query.recent, of_items, self._limit)
+        unmet: Rows = unlike(query.rules(query.seen), rows, query.recent, of_items, self._limit)
         return unmet
 
 
@@ -251,7 +251,7 @@ class UnfinishedSource:
         # At most 50 events of weight 4 and being in the cart: below 2^24, so its order stands.
         by_place = 1 << 24 if query.lead == self.name else 0
         wanted: Rows = unfinished(
-            *query.rules(query.closed),
+            query.rules(query.closed),
             *(query.history, query.types, query.age_s),
             *(np.array(query.cart[:_CART], np.int64), by_place),
             *(_INTEREST, _DECAY),

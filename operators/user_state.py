@@ -103,6 +103,7 @@ class _Version1Head(msgspec.Struct, array_like=True, gc=False):
 def _pack_array(value: Any) -> bytes:
     if isinstance(value, array):
         return value.typecode.encode() + value.tobytes()
+    # What msgspec asks of a hook for a type that it does not know.
     raise NotImplementedError(f"no packing for {type(value)}")
 
 

@@ -7,7 +7,7 @@ real one. A subclass gives the fixture `broker`.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -126,11 +126,7 @@ def recovery(folder: Path) -> RecoveryConfig:
 
 
 class KafkaContract:
-    """What holds on every broker."""
-
-    @pytest.fixture
-    def broker(self) -> Iterator[Broker]:
-        raise NotImplementedError
+    """What holds on every broker; who inherits it has the fixture `broker`."""
 
     def test_source_resumes_after_the_last_message_it_handed_out(
         self, broker: Broker, tmp_path: Path

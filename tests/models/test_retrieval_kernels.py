@@ -53,7 +53,7 @@ def test_what_says_the_same_as_a_recent_or_a_better_one_goes(rows, seen, recent,
         if SHOP.text_key[row] not in known:
             known.add(SHOP.text_key[row])
             kept.append(row)
-    found = unlike(*one.rules(one.seen), array(rows), array(recent), SHOP.text_key, limit)
+    found = unlike(one.rules(one.seen), array(rows), array(recent), SHOP.text_key, limit)
     assert found.tolist() == kept[:limit]
 
 
@@ -87,3 +87,14 @@ def test_the_nearest_are_those_of_the_largest_products_whatever_the_batch() -> N
             wanted = np.lexsort((hashes[:900], line))[::-1][:40]
             assert places[b].tolist() == wanted.tolist()
             assert values[b].tolist() == line[wanted].tolist()
+
+
+def test_vectors_longer_than_one_are_ranked_all_the_same() -> None:
+    rng = np.random.default_rng(2)
+    steps = rng.integers(-9_000, 9_000, (300, 8)).astype(np.int16)
+    queries, hashes = steps[:2].copy(), np.arange(300)
+    products = queries.astype(np.int64) @ steps.T.astype(np.int64)
+    assert np.abs(products).max() > 2**24
+    values, places, kept = (np.empty((2, 300), np.int64) for _ in range(3))
+    nearest(steps, 300, hashes, queries, values, kept, places)
+    assert (values == np.sort(products, axis=1)[:, ::-1]).all()

@@ -191,14 +191,17 @@ def test_writer_catches_up_when_redis_comes_back(server: Server) -> None:
 
 
 def test_the_rows_of_one_flush_are_spread_over_the_time_until_the_next() -> None:
-    gate, began = Gate(), time.monotonic()
+    gate, end = Gate(), time.monotonic() + WAIT_S
     gate.is_open.set()
-    buffered = BufferedStore(gate, clock=time.monotonic, flush_ms=200)
+    buffered = BufferedStore(gate, clock=time.monotonic, flush_ms=60_000)
     buffered.put_features([feature_row(f"u{n}", 1.0) for n in range(300)])
-    while buffered.n_pending:
-        assert time.monotonic() < began + WAIT_S
+    buffered._wake.set()  # as if the minute were over
+    while buffered.n_pending > 200:
+        assert time.monotonic() < end
         time.sleep(0.001)
-    # Two pauses, the first for half of a hundred of the 200 rows that are left, the next of 100.
+    time.sleep(0.1)  # the next hundred would long be written
+    # They are in a quarter of a minute, or when somebody waits for them.
+    assert [len(chunk) for chunk in gate.chunks] == [100]
+    assert buffered.flush(WAIT_S)
     assert [len(chunk) for chunk in gate.chunks] == [100, 100, 100]
-    assert time.monotonic() - began > 0.14
     assert buffered.close(WAIT_S)
