@@ -7,6 +7,7 @@ Owns    the layout of the state's directory, the rules by which parts of it are 
     <root>/FORMAT                    version of this layout
     <root>/<name>/<lineage>/live/    the open database; means nothing after a crash
     <root>/<name>/<lineage>/17/      checkpoint 17, hard links: what (shard, lineage, 17) names
+    <root>/<name>/<lineage>/.gone-16 a checkpoint that nobody names any more, until it is deleted
     <root>/<name>/<lineage>/shards   lines "named 07" and "committed 07"
 
 A *lineage* is what one incarnation of one worker writes; nobody else ever writes to it. Two rules
@@ -36,6 +37,7 @@ import shutil
 import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -45,6 +47,9 @@ from operators.shards import SnapshotRef
 # 1: one recovery store for all starts; 2: one for each. A release of 1 would not find it, and begin
 # anew: hence the number.
 FORMAT: Final = 2
+_GONE: Final = ".gone-"
+# Deletes files: the last link to a large one takes 5 to 10 ms, for which a flow would stand still.
+_REMOVER: Final = ThreadPoolExecutor(1, thread_name_prefix="remover")
 
 
 class CheckpointError(RuntimeError):
@@ -92,8 +97,9 @@ class Lineage:
     >>> for _ in range(3):
     ...     lineage.add({"07"}, Path.mkdir)
     ...     lineage.commit_before({"07": SnapshotRef("07", lineage.name, lineage.number)})
-    >>> lineage.name, sorted(path.name for path in lineage.path.iterdir())
+    >>> lineage.name, sorted(path.name for path in lineage.path.glob("[!.]*"))
     ('monday-0', ['3', 'shards'])
+    >>> lineage.close()
     >>> shutil.rmtree(root)
     """
 
@@ -126,6 +132,7 @@ class Lineage:
         # Names as of the last committed epochs, oldest first: a resume may ask for any of them.
         self._committed: deque[dict[str, SnapshotRef]] = deque(maxlen=retain + 1)
         self._on_disk: set[int] = set()
+        self._removals: list[Future[None]] = []
         sync_directory(self._home)
         sync_directory(root)
 
@@ -177,7 +184,7 @@ class Lineage:
         keep = {ref.number for ref in refs if ref.lineage == self.name} | {self.number}
         with self.owned():
             for number in sorted(self._on_disk - keep):
-                shutil.rmtree(self.path / str(number))
+                self._remove(number)
                 self._on_disk.discard(number)
                 self._fault("pruned")
         if len(self._committed) == self._committed.maxlen:
@@ -185,6 +192,18 @@ class Lineage:
             self._record("committed", {ref.shard for ref in refs} - elsewhere)
             if self._drop_superseded():
                 self._fault("dropped")
+
+    def _remove(self, number: int) -> None:
+        """Put a checkpoint out of the way, and have it deleted."""
+        gone = self.path / f"{_GONE}{number}"
+        (self.path / str(number)).rename(gone)
+        self._removals = [one for one in self._removals if not one.done()]
+        # A successor that takes the whole lineage away may be at it too.
+        self._removals.append(_REMOVER.submit(shutil.rmtree, gone, ignore_errors=True))
+
+    def close(self) -> None:
+        """Wait until what is to be deleted is."""
+        wait(self._removals)
 
     @contextmanager
     def owned(self) -> Iterator[None]:

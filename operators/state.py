@@ -192,6 +192,7 @@ class StateStore(Generic[S]):
         self._hot.clear()
         self._db = None
         self._live.close()
+        self._lineage.close()
 
     @property
     def n_hot(self) -> int:
