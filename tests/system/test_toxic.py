@@ -138,6 +138,7 @@ def test_a_process_fenced_while_the_state_is_its_own_is_to_start_again(
 def test_a_transaction_whose_end_the_broker_lost_is_ended_by_the_next_writer(trio: Nodes) -> None:
     client = {"bootstrap.servers": trio.bootstrap}
     create_topics(client, [("out", 1, 1, KEPT)])  # one copy: its node's end leaves no leader
+    wait("its place", lambda: trio.partitions("out"))  # no node knows it at once
     [place] = trio.partitions("out")
     quiet = {"log_level": 2, "transactional.id": transactional_id("out", 0, 1)}
     dead = Producer(client | quiet)
