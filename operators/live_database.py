@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from rocksdict import (
     AccessType,
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -165,6 +166,11 @@ def _rocksdb_options(block_cache_bytes: int, write_buffer_bytes: int) -> Any:
     table.set_bloom_filter(_BLOOM_BITS, False)
     # Else indexes and filters stay outside the bound, and grow with the state.
     table.set_cache_index_and_filter_blocks(True)
+    # In parts of 4 KB: a large file's, of some MB in one piece, were read anew for each key asked
+    # for, however large the cache: 170 us with a million users, and 4 so.
+    table.set_index_type(BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(True)
+    table.set_pin_top_level_index_and_filter(True)
     options = Options(raw_mode=True)
     options.set_block_based_table_factory(table)
     options.set_write_buffer_size(write_buffer_bytes)
