@@ -279,7 +279,8 @@ class Lanes:
                 lane.poll(0.1)
                 self._check_wanted()
             except KafkaException as exception:
-                if exception.args[0].code() != KafkaError._STATE:
+                # Neither has the reason: a commit has.
+                if exception.args[0].code() not in (KafkaError._STATE, KafkaError._FATAL):
                     raise
                 return False
 

@@ -1,5 +1,6 @@
 """The Kafka suite on a real broker, and what only a real one can show: kills, marks, settings."""
 
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ from operators.kafka import (
 )
 from operators.kafka_sink import PartitionWriter
 from operators.kafka_source import PartitionReader
-from operators.kafka_transactions import Lanes, transactional_id
+from operators.kafka_transactions import Lanes, Record, transactional_id
 from tests.contracts.kafka import Broker, KafkaContract, Words, drain, record
 from tests.system.brokers import KEPT, kill, own_topics, script
 
@@ -121,6 +122,27 @@ def test_a_writer_that_was_taken_over_writes_nothing_more(client: dict[str, str]
     second.close()
 
     assert [m.value for m in broker.read(topic)] == [b"d1", b"d2"]
+
+
+class Overtaken(Lanes):
+    """Lanes that are taken over behind the first record of a batch, and know it before the last."""
+
+    def _produce(self, lane: Producer, record: Record) -> bool:
+        is_taken = super()._produce(lane, record)
+        time.sleep(0.5)  # no poll: what librdkafka has found out, only the next call says
+        if record["value"] == b"d1":
+            Lanes(self._client, self._topic, self._partition).fence()
+        return is_taken
+
+
+def test_a_writer_that_is_taken_over_while_it_hands_out_a_batch_says_so(
+    client: dict[str, str],
+) -> None:
+    lanes = Overtaken(client, own_topics(client).topic("out"), 0)
+    lanes.fence()
+
+    with pytest.raises(Fenced, match="another process has taken over"):
+        lanes.write([{"value": b"d%d" % n, "headers": [("ce_id", b"d%d" % n)]} for n in (1, 2, 3)])
 
 
 def test_a_look_at_what_stands_in_a_topic_fences_whoever_wrote_it(client: dict[str, str]) -> None:
