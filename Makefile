@@ -24,12 +24,12 @@ demo: $(READY)
 	$(BIN)/pushflow demo $(ARGS)
 
 test: $(READY)
-	@# Two workers for what needs no systems; then two with a broker each for the rest, which mostly
-	@# waits. Of a selection in ARGS one of the two may have none, which pytest ends with 5.
+	@# Two workers for what needs no systems; then those that start brokers, one at a time. Of a
+	@# selection in ARGS one of the two may have none, which pytest ends with 5.
 	@status=0; \
 	$(BIN)/python -m pytest -m "not system" -n 2 --dist loadfile $(ARGS) \
 	  || { code=$$?; [ $$code = 5 ] || status=$$code; }; \
-	$(BIN)/python -m pytest -m system -n 2 --dist loadfile $(ARGS) \
+	$(BIN)/python -m pytest -m system $(ARGS) \
 	  || { code=$$?; [ $$code = 5 ] || status=$$code; }; \
 	exit $$status
 
