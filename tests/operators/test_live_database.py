@@ -55,4 +55,4 @@ def read_ns(path: Path, n: int) -> float:
 def test_a_read_costs_much_the_same_in_a_file_of_many_rows(tmp_path: Path) -> None:
     few, many = (read_ns(tmp_path / str(n), n) for n in (5_000, 600_000))
 
-    assert many < 8 * few  # 30 times where the file's index and filter are each in one piece
+    assert many < 8 * few  # 40 times where the file's index and filter are each in one piece
