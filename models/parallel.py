@@ -68,8 +68,19 @@ def joined() -> Iterator[Group]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield _group()
+        settled()
     finally:
         dist.destroy_process_group()
+
+
+def settled() -> None:
+    """Wait for the other processes, and until nothing works on what was exchanged.
+
+    What is exchanged is let go by gloo's threads, who need Python for it. A process that ends just
+    then is aborted ("terminate called without an active exception"): sharding's caches keep those
+    threads alive after the group. While this waits, Python is theirs.
+    """
+    dist.barrier()
 
 
 def _group() -> Group:

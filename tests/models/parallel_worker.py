@@ -12,6 +12,7 @@ import numpy as np
 import torch.distributed as dist
 
 from models.features import TEXT_DIM
+from models.parallel import settled
 from models.splits import by_time
 from models.teacher import TeacherConfig
 from models.teacher_training import TeacherTraining, train_teacher
@@ -55,4 +56,5 @@ if __name__ == "__main__":
         told[name] = (*losses(way), losses(way, half)[1])
     if rank == 0:
         sys.stdout.write(json.dumps(told))
+    settled()
     dist.destroy_process_group()
