@@ -39,6 +39,7 @@ from rich.progress import track
 from flows import decide, learn, recorded, replay, teach, training
 from flows.children import Counting, FlowProcess, kafka_variables
 from flows.settings import Settings
+from models.train import TrainConfig
 from operators import item_stats
 from operators.attribution import Attribution
 from operators.attribution_state import decode_state as decode_attribution
@@ -413,7 +414,7 @@ def main() -> None:
             training.recorded_events(recording, options.cut),
             training.recorded_items(recording),
             work / "student.pfm",
-            epochs=options.epochs,
+            config=TrainConfig(epochs=options.epochs),
             seed=1,
             console=console,
         )

@@ -105,7 +105,8 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         --folds N      N tests of a tenth that follow each other, each trained on what was before
 
         --baskets      every item of a basket, an invoice or what else was done in one second, is
-                       asked for before the first of them, of users who did something before
+                       asked for before the first of them, of users who did something before; all
+                       networks are trained so, and stopped by such questions
 
         All models learn from the same events, and see all that the user did before the request.
         All items are ranked, never a sample. Ties count against the model: the rank is one more
@@ -127,9 +128,10 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         popularity, item-CF and ALS: each the best of --budget settings between the cuts. SASRec
         (cross-entropy, ids alone) and the teacher: each the best of --tries, by the same training.
         student: what decide serves, by `pushflow train`; distilled: the same with the teachers'
-        say in its loss, those of all seeds by turns, and with --llm-labels a language model's,
-        where it was let in. Intervals are 95%, by a bootstrap over users; with several seeds they
-        are of the mean over seeds.
+        say in its loss, those of all seeds by turns, with weights from item to item as loud as
+        validation has them, and with --llm-labels a language model's, where it was let in.
+        Intervals are 95%, by a bootstrap over users; with several seeds they are of the mean over
+        seeds.
         """
         try:
             from flows import model_arms as arms

@@ -10,7 +10,8 @@ defaults, the others drawn from one grid. Where repeats are not asked about, the
 not count what a user had as wrong (`models.teacher_loss`); SASRec has the usual cross-entropy over
 all items, and the other as one of the things that tuning may choose. The students are made by the
 product's own training and asked by the product's own scorer, with and without the teachers, by the
-same seeds; the distilled ones hear the teachers of all seeds by turns.
+same seeds; the distilled ones hear the teachers of all seeds by turns, and beside them weights from
+item to item, as loud as is best with the teachers between the cuts, or not at all.
 
 With several workers the networks are trained side by side, a process each, to the same numbers.
 """
@@ -31,6 +32,8 @@ from numpy.typing import NDArray
 from models.baselines import make, settings_of
 from models.dataset import Requests, popularity
 from models.distill import Distillation, TeacherGuide
+from models.linear import item_weights
+from models.linear_weights import ItemWeights
 from models.llm_guide import Guide, LabelledGuide
 from models.llm_labels import Labels
 from models.next_item import (
@@ -44,8 +47,10 @@ from models.next_item import (
     of_requests,
     values,
 )
+from models.retrieval import linear_scores
 from models.serving import StudentScorer
 from models.splits import Split
+from models.student_start import wanted
 from models.teacher import Teacher, TeacherConfig, teacher_of, weights_of
 from models.teacher_training import TeacherTraining, teacher_scores, train_teacher
 from models.text import encode_texts
@@ -54,6 +59,7 @@ from models.train import TrainConfig, train_student
 BASELINES: Final = ("popularity", "item-CF", "ALS")
 NETWORKS: Final = ("SASRec", "teacher", "student", "distilled")
 MODELS: Final = (*BASELINES, *NETWORKS)
+_LINEAR: Final = (0.0, 2.0, 4.0, 8.0, 16.0)  # logits for a weight of 1 from item to item
 CHOSEN_BY: Final = "ndcg@10"
 # What tuning may change, of SASRec and the teacher alike.
 _GRID: Final[dict[str, tuple[Any, ...]]] = {
@@ -211,7 +217,7 @@ class _Bench:
     def networks(self, workers: _Workers) -> Iterator[Arm]:
         """Yield the arms that are trained by gradients."""
         wanted, base = set(self.plan.models), self.plan.training
-        base = replace(base, epochs=self.plan.epochs)
+        base = replace(base, epochs=self.plan.epochs, baskets=self.plan.baskets)
         if "SASRec" in wanted:
             plain = replace(base, teacher=base.teacher.sasrec(), repeats=True)
             grid = _GRID if self.plan.repeats else _SASREC_GRID
@@ -226,8 +232,9 @@ class _Bench:
             runs = workers.all("taught_student", [(seed, ()) for seed in seeds])
             yield Arm("student", runs, {})
         if "distilled" in wanted:
-            runs = workers.all("taught_student", [(seed, teachers) for seed in seeds])
-            yield Arm("distilled", runs, asdict(self.plan.distillation))
+            told = self.with_linear(teachers)
+            runs = workers.all("taught_student", [(seed, teachers, told) for seed in seeds])
+            yield Arm("distilled", runs, asdict(told))
 
     def _tuned(
         self,
@@ -262,8 +269,40 @@ class _Bench:
         score = self._score(teacher)
         return _Taught(self._worth(score), answers(score, self.test), weights_of(teacher))
 
-    def taught_student(self, seed: int, taught: Sequence[_Weights]) -> Answers:
+    def with_linear(self, taught: Sequence[_Weights]) -> Distillation:
+        """Return the plan's distillation, weights from item to item as loud as is best with these.
+
+        Beside the mean of the teachers, between the cuts.
+        """
+        given, histories = self.plan.distillation, self.split.histories
+        scores = [
+            teacher_scores(teacher_of(own.teacher, self.n_items, weights), self.vectors)
+            for own, weights in taught
+        ]
+        linear = linear_scores(self._item_weights())
+
+        def worth(says: float) -> float:
+            self.tell(f"weights from item to item beside the teachers: {says:g}")
+            return self._worth(
+                of_requests(
+                    lambda asked: (
+                        np.mean([own(asked) for own in scores], axis=0) + says * linear(asked)
+                    ),
+                    histories,
+                )
+            )
+
+        return replace(given, linear=max(_LINEAR, key=worth))
+
+    def _item_weights(self) -> ItemWeights:
+        past = wanted(self.split.histories, self.split.cuts[0])
+        return item_weights(*past, self.n_items, self.plan.seeds[0])
+
+    def taught_student(
+        self, seed: int, taught: Sequence[_Weights], told: Distillation | None = None
+    ) -> Answers:
         """Train one student, by itself or with teachers."""
+        told = told or self.plan.distillation
         split, name = self.split, "distilled student" if taught else "student"
         known = popularity(split.histories, self.n_items, until_s=split.cuts[0])
         guide: Guide | None = None
@@ -272,13 +311,19 @@ class _Bench:
                 [teacher_of(own.teacher, self.n_items, weights) for own, weights in taught],
                 self.vectors,
                 np.flatnonzero(known),
-                config=self.plan.distillation,
+                config=told,
                 seed=seed,
                 repeats=taught[0][0].repeats,
+                linear=self._item_weights() if told.linear else None,
             )
             if self.plan.labels is not None:
                 guide = LabelledGuide(guide, self.plan.labels)
-        config = TrainConfig(epochs=self.plan.epochs, validation=split.validation, test=split.test)
+        config = TrainConfig(
+            epochs=self.plan.epochs,
+            validation=split.validation,
+            test=split.test,
+            baskets=self.plan.baskets,
+        )
         config = config if self.plan.repeats else config.once()
         with TemporaryDirectory() as folder:
             path = Path(folder) / "student.pfm"

@@ -27,7 +27,7 @@ def teach(
     items: Iterable[Item],
     path: Path,
     *,
-    epochs: int,
+    config: TrainConfig,
     seed: int,
     console: Console,
 ) -> tuple[ModelCard, dict[str, float]]:
@@ -60,7 +60,7 @@ def teach(
             item_ids,
             texts,
             path=path,
-            config=TrainConfig(epochs=epochs),
+            config=config,
             seed=seed,
             on_progress=show,
         )

@@ -35,6 +35,9 @@ Checkpoint = Annotated[
 Hidden = Annotated[int, typer.Option(min=8, help="Columns inside the backbone.")]
 Heads = Annotated[int, typer.Option(min=1, help="Of each layer.")]
 Losses = Annotated[Loss, typer.Option("--loss", help="What the next item is learned by.")]
+Baskets = Annotated[
+    bool, typer.Option("--baskets", help="Ask for all of one second before the first of it.")
+]
 Sharded = Annotated[bool, typer.Option(help="Of several processes: FSDP, in place of DDP.")]
 Accumulate = Annotated[int, typer.Option(min=1, help="Parts in which a process takes a batch.")]
 LogTo = Annotated[str, typer.Option("--log", help="tensorboard:FOLDER or mlflow:URI.")]
@@ -61,6 +64,7 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         split: Cutting = None,
         titles: Titles = None,
         repeats: Repeats = True,
+        baskets: Baskets = False,
         sharded: Sharded = False,
         accumulate: Accumulate = 1,
         log: LogTo = "",
@@ -103,7 +107,7 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
                 feed_forward=4 * hidden,
             )  # fmt: skip
             config = replace(
-                TeacherTraining(teacher=sizes, epochs=epochs, repeats=repeats),
+                TeacherTraining(teacher=sizes, epochs=epochs, repeats=repeats, baskets=baskets),
                 loss=loss.value,
                 sharded=sharded,
                 accumulate=accumulate,

@@ -23,6 +23,9 @@ Out = Annotated[Path, typer.Option(help="The model file to write.")]
 Epochs = Annotated[int, typer.Option(min=1, help="At most; training stops when it has enough.")]
 Seed = Annotated[int, typer.Option(help="Of weights and the order of batches.")]
 Until = Annotated[str | None, typer.Option(help="Leave out what is from then on.")]
+Baskets = Annotated[
+    bool, typer.Option("--baskets", help="Ask for all of one second before the first of it.")
+]
 Publish = Annotated[
     bool, typer.Option("--publish", help="Send its card to push.models.v1: decide takes it up.")
 ]
@@ -39,17 +42,20 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         *,
         epochs: int,
         seed: int,
+        baskets: bool,
         publish: bool,
     ) -> None:
         try:
             from flows.teach import publish_card, teach
+            from models.train import TrainConfig
         except ImportError as error:
             fail(f"{error}. Training needs torch: pip install 'pushflow[train]'")
         from operators.kafka_client import KafkaFailure
 
         try:
+            config = TrainConfig(epochs=epochs, baskets=baskets)
             card, metrics = teach(
-                settings(), events, items, out, epochs=epochs, seed=seed, console=console
+                settings(), events, items, out, config=config, seed=seed, console=console
             )
             if publish:
                 publish_card(settings(), card)
@@ -66,15 +72,20 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         until: Until = None,
         epochs: Epochs = 12,
         seed: Seed = 1,
+        baskets: Baskets = False,
         publish: Publish = False,
     ) -> None:
-        """Train on an online shop's invoices."""
+        """Train on an online shop's invoices.
+
+        With --baskets it learns what the next invoice holds, which is what a push between two is
+        about; without, what goes with what an invoice holds already, too.
+        """
         from flows.recorded import retail as recorded
         from flows.training import recorded_events, recorded_items
 
         recording = recorded(path)
         events, items = recorded_events(recording, until), recorded_items(recording)
-        train(events, items, out, epochs=epochs, seed=seed, publish=publish)
+        train(events, items, out, epochs=epochs, seed=seed, baskets=baskets, publish=publish)
 
     @app.command()
     def movielens(
@@ -85,6 +96,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         until: Until = None,
         epochs: Epochs = 12,
         seed: Seed = 1,
+        baskets: Baskets = False,
         publish: Publish = False,
     ) -> None:
         """Train on MovieLens ratings."""
@@ -95,13 +107,14 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
             fail(f"{path} has no ratings.csv: give the folder of a MovieLens data set")
         recording = recorded(path)
         events, items = recorded_events(recording, until), recorded_items(recording)
-        train(events, items, out, epochs=epochs, seed=seed, publish=publish)
+        train(events, items, out, epochs=epochs, seed=seed, baskets=baskets, publish=publish)
 
     @app.command()
     def topics(
         out: Out = Path("student.pfm"),
         epochs: Epochs = 12,
         seed: Seed = 1,
+        baskets: Baskets = False,
         publish: Publish = False,
     ) -> None:
         """Train on what push.events.v1 and push.items.v1 hold now."""
@@ -109,7 +122,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
 
         current = settings()
         events, items = topic_events(current), topic_items(current)
-        train(events, items, out, epochs=epochs, seed=seed, publish=publish)
+        train(events, items, out, epochs=epochs, seed=seed, baskets=baskets, publish=publish)
 
     @app.command()
     def archive(
@@ -120,6 +133,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         until: Until = None,
         epochs: Epochs = 12,
         seed: Seed = 1,
+        baskets: Baskets = False,
         publish: Publish = False,
     ) -> None:
         """Train on what `pushflow run archive` has kept: events, and items as they were then."""
@@ -136,7 +150,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
             until_ms = parse_time(until) if until else archived.FOR_EVER_MS
             place = Place(path or current.archive.url)
             events, items = archived.events(place, until_ms), archived.items(place, until_ms)
-            train(events, items, out, epochs=epochs, seed=seed, publish=publish)
+            train(events, items, out, epochs=epochs, seed=seed, baskets=baskets, publish=publish)
         except (ArchiveError, ValueError) as error:
             fail(str(error))
 

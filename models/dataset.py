@@ -59,7 +59,7 @@ class Requests(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """A training batch: every position predicts the item after it."""
+    """A training batch: every position predicts the item after it, or its whole basket."""
 
     rows: NDArray[np.int64]  # shape (B, T), 0-padded on the left
     types: NDArray[np.int64]  # shape (B, T)
@@ -68,6 +68,12 @@ class Windows(NamedTuple):
     contexts: NDArray[np.float32] | None  # shape (B, T, C), raw
     targets: NDArray[np.int64]  # shape (B, T)
     weights: NDArray[np.float32]  # shape (B, T), 0 where there is nothing to learn
+    since: NDArray[np.int64]  # shape (B, T), the position from whose state a target is asked for
+
+    def asked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the windows and positions whose states answer, of the E targets with a weight."""
+        which, at = np.nonzero(self.weights > 0)
+        return which, self.since[which, at]
 
 
 def build_histories(
@@ -140,11 +146,13 @@ def targets_between(
     *,
     limit: int,
     repeats: bool = True,
+    baskets: bool = False,
 ) -> NDArray[np.int64]:
     """Return events to predict in [since_s, until_s), at most `limit`, evenly strided.
 
     An event that repeats the item just before it is no example: it is the same intent. Without
-    `repeats` neither is an event of an item that its user had before.
+    `repeats` neither is an event of an item that its user had before; and of `baskets` none of
+    the user's first one.
     """
     is_target = (histories.time_s >= since_s) & (TARGET_WEIGHT[histories.types] > 0)
     if until_s is not None:
@@ -152,6 +160,8 @@ def targets_between(
     is_target &= ~_is_repeat(histories)
     if not repeats:
         is_target &= ~is_had(histories)
+    if baskets:
+        is_target &= basket_starts(histories) > _firsts(histories)
     events = np.flatnonzero(is_target)
     if len(events) > limit:
         events = events[np.linspace(0, len(events) - 1, limit).astype(np.int64)]
@@ -168,22 +178,36 @@ def is_had(histories: Histories) -> NDArray[np.bool_]:
     return found
 
 
+def basket_starts(histories: Histories) -> NDArray[np.int64]:
+    """Return the first event of each event's basket: of its user and second, shape (E,).
+
+    >>> h = build_histories(["a"] * 4, ["x", "y", "x", "y"], [1] * 4, [1, 5, 5, 9],
+    ...                     item_ids=["x", "y"])
+    >>> basket_starts(h).tolist()
+    [0, 1, 1, 3]
+    """
+    n = len(histories.rows)
+    is_first = np.arange(n) == _firsts(histories)
+    is_first[1:] |= np.diff(histories.time_s) != 0
+    return np.maximum.accumulate(np.where(is_first, np.arange(n), 0))
+
+
 def had_before(batch: Windows) -> NDArray[np.bool_]:
-    """Return whether the window holds a target up to its position, shape (B, T)."""
-    length = batch.rows.shape[1]
+    """Return whether the window holds a target up to where it is asked for, shape (B, T)."""
     is_same = batch.rows[:, None, :] == batch.targets[:, :, None]  # (B, T, T)
-    is_past = np.tri(length, dtype=np.bool_)  # (T, T)
+    is_past = np.arange(batch.rows.shape[1]) <= batch.since[:, :, None]  # (B, T, T)
     found: NDArray[np.bool_] = (is_same & is_past).any(axis=2)
     return found
 
 
-def pasts_of(rows: NDArray[np.int64], asked: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the rows of each asked position's window up to it, else 0, shape (E, T).
+def pasts_of(
+    rows: NDArray[np.int64], which: NDArray[np.int64], at: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the rows of windows `which` up to positions `at`, else 0, shape (E, T).
 
-    >>> pasts_of(np.array([[0, 4, 7]]), np.array([[False, True, True]])).tolist()
+    >>> pasts_of(np.array([[0, 4, 7]]), np.array([0, 0]), np.array([1, 2])).tolist()
     [[0, 4, 0], [0, 4, 7]]
     """
-    which, at = np.nonzero(asked)
     return np.where(np.arange(rows.shape[1]) <= at[:, None], rows[which], 0)
 
 
@@ -241,18 +265,27 @@ def _requests(
 
 
 def training_windows(
-    histories: Histories, *, until_s: int, batch_size: int, rng: np.random.Generator
+    histories: Histories,
+    *,
+    until_s: int,
+    batch_size: int,
+    rng: np.random.Generator,
+    baskets: bool = False,
 ) -> Iterator[Windows]:
     """Yield one epoch of shuffled windows, in which each target before `until_s` is once.
 
     More than T targets of a user are cut at a random phase, a new one each epoch, so that a
     target is met with short and with long histories.
+
+    With `baskets` all that a user did in one second is asked for from before the first of it:
+    the order in it says little, and a model that learns it learns what goes with what is in the
+    basket already. What fills a window from its start is not asked for then.
     """
     ends = _window_ends(histories, until_s, rng)
     rng.shuffle(ends)
     for start in range(0, len(ends), batch_size):
         first, last = ends[start : start + batch_size].T
-        yield _windows(histories, first, last, rng)
+        yield _windows(histories, first, last, rng, baskets=baskets)
 
 
 def n_windows(histories: Histories, *, until_s: int) -> int:
@@ -285,6 +318,11 @@ def gap_buckets(rows: NDArray[np.int64], age_s: NDArray[np.float32]) -> NDArray[
     gaps = np.zeros(rows.shape, np.float32)
     gaps[:, 1:] = np.where(rows[:, :-1] > 0, age_s[:, :-1] - age_s[:, 1:], 0)
     return time_bucket(gaps)
+
+
+def _firsts(histories: Histories) -> NDArray[np.int64]:
+    """Return the first event of each event's user, shape (E,)."""
+    return np.repeat(histories.offsets[:-1], np.diff(histories.offsets))
 
 
 def _is_repeat(histories: Histories) -> NDArray[np.bool_]:
@@ -322,6 +360,8 @@ def _windows(
     first: NDArray[np.int64],
     last: NDArray[np.int64],
     rng: np.random.Generator,
+    *,
+    baskets: bool,
 ) -> Windows:
     index, is_own = _window(histories, last)
     target = np.minimum(last[:, None] - HISTORY + 1 + np.arange(HISTORY), last[:, None])  # (B, T)
@@ -338,6 +378,11 @@ def _windows(
     age_s = np.expm1(rng.random(rows.shape) * np.log1p(np.maximum(to_target, 0)))
     is_new = histories.rows[target] != rows
     weights = TARGET_WEIGHT[histories.types[target]] * (is_target & is_new)
+    since = np.broadcast_to(np.arange(HISTORY), rows.shape)
+    if baskets:
+        since = np.maximum.accumulate(np.where(to_target > 0, since, -1), axis=1)
+        weights = weights * (since >= 0)
+        since = np.maximum(since, 0)
     contexts = None
     if histories.contexts is not None:
         contexts = np.where(is_own[:, :, None], histories.contexts[index], 0)  # (B, T, C)
@@ -349,4 +394,5 @@ def _windows(
         contexts=contexts,
         targets=np.where(is_target, histories.rows[target], 0),
         weights=weights.astype(np.float32),
+        since=since,
     )

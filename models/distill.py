@@ -15,6 +15,10 @@ is wrong (`models.teacher_loss`), and nobody asks.
 Beside that the student is asked to hold what the teacher's vectors of users hold, which is more
 than its order of some items (`models.student.unmatched`).
 
+Beside the networks weights from item to item may speak (`models.linear`), added to their logits:
+of what goes with what they know more than 64 columns hold. How loud is chosen by validation
+(`flows.model_arms`); where the networks know it all, not at all.
+
 Items that nobody met in training are no candidates: the teacher knows their text alone, as the
 student does, and has nothing to tell of them.
 
@@ -23,12 +27,13 @@ References
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
 Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (the teacher's vectors, by a map).
 Tang and Wang, "Ranking Distillation", KDD 2018 (the teacher's first K).
+Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019 (the weights).
 Lee et al., "Dual Correction Strategy for Ranking Distillation", CIKM 2021 (and some of the rest).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -37,6 +42,8 @@ from torch import Tensor
 
 from models.dataset import Windows, pasts_of
 from models.features import scale_context
+from models.linear import fading_pasts, matrix_of
+from models.linear_weights import ItemWeights
 from models.softmax import NEVER, ruled_out
 from models.student import TeacherLogits
 from models.teacher import Teacher
@@ -57,6 +64,7 @@ class Distillation:
     temperature: float = 1.0
     share: float = 0.5  # of the loss; the rest is the true next item
     matching: float = 1.0  # what matching the vectors of users counts for, beside that; 0: nothing
+    linear: float = 0.0  # logits for a weight of 1 from item to item; 0: they are not heard
 
 
 class TeacherGuide:
@@ -75,6 +83,8 @@ class TeacherGuide:
         Of what is drawn from the tail.
     repeats
         As the teacher was trained (`TeacherTraining.repeats`).
+    linear
+        Of the N items, of events before the first cut; None: only the teachers speak.
 
     Notes
     -----
@@ -91,9 +101,13 @@ class TeacherGuide:
         config: Distillation | None = None,
         seed: int = 0,
         repeats: bool = True,
+        linear: ItemWeights | None = None,
     ) -> None:
         self._repeats = repeats
         self._config = config or Distillation()
+        self._linear: Any = None  # sparse, (N, S)
+        if linear is not None and self._config.linear:
+            self._linear = self._config.linear * matrix_of(linear)[:, known - 1]
         self._rng = np.random.default_rng(seed)
         self._device = next(teachers[0].parameters()).device
         self._known = torch.from_numpy(known).to(self._device)
@@ -113,9 +127,9 @@ class TeacherGuide:
         ask = self._causal if teacher.is_causal else self._one_by_one
         users = ask(teacher, table, batch)  # (E, M)
         answers = table[self._known]  # (S, M)
-        had = torch.split(self._had(batch), _BLOCK)
-        asked = zip(torch.split(users, _BLOCK), had, strict=True)
-        blocks = [self._chosen(*own, answers) for own in asked]
+        parts, had = torch.split(users, _BLOCK), torch.split(self._had(batch), _BLOCK)
+        asked = zip(parts, had, self._linear_logits(batch), strict=True)
+        blocks = [self._chosen(own @ answers.T + more, past) for own, past, more in asked]
         places, logits = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         told, config = self._known[places], self._config
         matched = users if config.matching else None
@@ -125,18 +139,33 @@ class TeacherGuide:
 
     def _had(self, batch: Windows) -> Tensor:
         """Return the rows that are no candidates of an example, padded with 0, shape (E, T)."""
-        asked = batch.weights > 0
+        which, at = batch.asked()
         if self._repeats:
-            return torch.zeros((int(asked.sum()), 1), dtype=torch.int64, device=self._device)
-        return torch.from_numpy(pasts_of(batch.rows, asked)).to(self._device)
+            return torch.zeros((len(which), 1), dtype=torch.int64, device=self._device)
+        return torch.from_numpy(pasts_of(batch.rows, which, at)).to(self._device)
 
-    def _chosen(self, users: Tensor, had: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-        """Return places in `known` and logits, shape (E, top + tail) or all S, of some users."""
-        logits = users @ answers.T  # (E, S)
+    def _linear_logits(self, batch: Windows) -> Iterator[Tensor]:
+        """Yield what weights from item to item add, shape (b, S), or to broadcast, by blocks."""
+        which, at = batch.asked()
+        for start in range(0, len(which), _BLOCK):
+            if self._linear is None:
+                yield torch.zeros(1, device=self._device)
+                continue
+            part = slice(start, start + _BLOCK)
+            rows, types = batch.rows[which[part]], batch.types[which[part]]
+            pasts = fading_pasts(rows, types, at[part], self._linear.shape[0])
+            own = (pasts @ self._linear).toarray().astype(np.float32)
+            yield torch.from_numpy(own).to(self._device)
+
+    def _chosen(self, logits: Tensor, had: Tensor) -> tuple[Tensor, Tensor]:
+        """Return places in `known` and logits, shape (E, top + tail) or all S, of some users.
+
+        `logits` are of all S, and written to.
+        """
         logits[tuple(ruled_out(had, self._known))] = NEVER
-        n_known, top, tail = len(answers), self._config.top, self._config.tail
+        n_known, top, tail = logits.shape[1], self._config.top, self._config.tail
         if n_known <= top + tail:
-            return torch.arange(n_known, device=self._device).expand(len(users), -1), logits
+            return torch.arange(n_known, device=self._device).expand(len(logits), -1), logits
         best = logits.topk(top, dim=1).indices  # (E, top)
         is_best = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, value=True)
         # At most `top` of these are among the best, so `tail` others are left for everybody.
@@ -147,22 +176,20 @@ class TeacherGuide:
         return places, logits.gather(1, places)
 
     def _causal(self, teacher: Teacher, table: Tensor, batch: Windows) -> Tensor:
-        asked = batch.weights > 0  # (B, T), E of them
         columns = (batch.rows, batch.types, batch.gaps, batch.ages)
         rows, types, gaps, ages = self._tensors(*columns)
         states = teacher.states(table, rows, types, gaps, ages)  # (B, T, hidden + factors)
-        at = torch.from_numpy(asked).to(self._device)
-        return teacher.users(states[at], self._contexts(batch, asked), ages[at])
+        which, at = self._tensors(*batch.asked())
+        return teacher.users(states[which, at], self._contexts(batch), ages[which, at])
 
     def _one_by_one(self, teacher: Teacher, table: Tensor, batch: Windows) -> Tensor:
-        asked = batch.weights > 0
-        which, last = np.nonzero(asked)  # (E,) each
+        which, last = batch.asked()  # (E,) each
         length = batch.rows.shape[1]
         at = last[:, None] - length + 1 + np.arange(length)  # (E, T), its history to the right
         is_there, at = at >= 0, np.maximum(at, 0)
         columns = (batch.rows, batch.types, batch.gaps, batch.ages)
         own = [np.where(is_there, column[which[:, None], at], 0) for column in columns]
-        contexts = self._contexts(batch, asked)
+        contexts = self._contexts(batch)
         found = []
         for start in range(0, len(which), _BLOCK):
             part = slice(start, start + _BLOCK)
@@ -172,10 +199,10 @@ class TeacherGuide:
             found.append(teacher.users(states, context, ages[:, -1]))
         return torch.cat(found)
 
-    def _contexts(self, batch: Windows, asked: NDArray[np.bool_]) -> Tensor | None:
+    def _contexts(self, batch: Windows) -> Tensor | None:
         if batch.contexts is None:
             return None
-        return torch.from_numpy(scale_context(batch.contexts[asked])).to(self._device)
+        return torch.from_numpy(scale_context(batch.contexts[batch.asked()])).to(self._device)
 
     def _tensors(self, *columns: NDArray[np.int64]) -> list[Tensor]:
         return [torch.from_numpy(column).to(self._device) for column in columns]

@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.dataset import Histories, Requests, requests_at
+from models.dataset import Histories, Requests, basket_starts, requests_at
 
 CUTS: Final = (10, 100)
 _BLOCK: Final = 256  # requests scored at a time: bounds memory at 256 x N scores
@@ -107,17 +107,22 @@ def next_item_ranks(
     score: Callable[[Requests], NDArray[np.floating]],
     histories: Histories,
     events: NDArray[np.int64],
+    *,
+    baskets: bool = False,
 ) -> NDArray[np.int64]:
     """Return the rank of each target event's item by a model, shape (P,).
 
     `score` takes requests of B users and returns scores of all N items, shape (B, N), item row
-    1 first. It sees each user's events before the target, whenever the model was trained.
+    1 first. It sees each user's events before the target, or with `baskets` before the first of
+    its basket, whenever the model was trained.
     """
     found = [np.empty(0, np.int64)]
+    asked = basket_starts(histories)[events] if baskets else events
     for start in range(0, len(events), _BLOCK):
-        requests = requests_at(histories, events[start : start + _BLOCK])
-        rows = np.arange(len(requests.targets))
-        found.append(ranks(score(requests), rows, requests.targets - 1))
+        part = slice(start, start + _BLOCK)
+        scores = score(requests_at(histories, asked[part]))
+        targets = histories.rows[events[part]]
+        found.append(ranks(scores, np.arange(len(targets)), targets - 1))
     return np.concatenate(found)
 
 

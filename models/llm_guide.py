@@ -52,7 +52,7 @@ class LabelledGuide:
     def __call__(self, batch: Windows) -> TeacherLogits:
         """Return candidates and logits of the positions with a weight, in their order."""
         told = self._guide(batch)
-        which, last = np.nonzero(batch.weights > 0)  # (E,) each
+        which, last = batch.asked()  # (E,) each
         at = last[:, None] + np.arange(1 - PROMPT_ITEMS, 1)
         keys = np.where(at >= 0, batch.rows[which[:, None], np.maximum(at, 0)], 0)
         places = np.array([self._place_of.get(key.tobytes(), -1) for key in keys], np.int64)

@@ -23,7 +23,14 @@ from numpy.typing import NDArray
 
 from models.baselines import Baseline, Interactions, matrix_of
 from models.candidate_metrics import Mean, Resampling, coverage, diversity, novelty
-from models.dataset import TARGET_WEIGHT, Histories, Requests, is_had, requests_at, targets_between
+from models.dataset import (
+    TARGET_WEIGHT,
+    Histories,
+    Requests,
+    basket_starts,
+    requests_at,
+    targets_between,
+)
 from models.evaluate import ranks
 
 CUTS: Final = (5, 10, 20)
@@ -68,16 +75,11 @@ def exam(
     `baskets` asks for every item of a basket, which is what a user did in one second, before its
     first, of users who did something before; else each is asked for right before it.
     """
-    events = targets_between(histories, since_s, until_s, limit=len(histories.rows))
-    if not repeats:
-        events = events[~is_had(histories)[events]]
-    starts = _basket_starts(histories) if baskets else np.arange(len(histories.rows))
-    if baskets:
-        users = np.searchsorted(histories.offsets, events, side="right") - 1
-        events = events[starts[events] > histories.offsets[users]]
-    if len(events) > limit:
-        events = events[np.linspace(0, len(events) - 1, limit).astype(np.int64)]
-    return Exam(histories, events, starts[events], repeats)
+    events = targets_between(
+        histories, since_s, until_s, limit=limit, repeats=repeats, baskets=baskets
+    )
+    asked = basket_starts(histories)[events] if baskets else events
+    return Exam(histories, events, asked, repeats)
 
 
 def answers(score: Score, exam: Exam, *, is_logit: bool = True) -> Answers:
@@ -237,14 +239,6 @@ class Judge:
 def _mean_of(runs: Sequence[Answers]) -> dict[str, NDArray[np.float64]]:
     each = [{**values(run.rank), "auc": np.asarray(run.auc, np.float64)} for run in runs]
     return {name: np.mean([found[name] for found in each], axis=0) for name in each[0]}
-
-
-def _basket_starts(histories: Histories) -> Rows:
-    """Return the first event of each event's user and second, shape (E,)."""
-    is_first = np.ones(len(histories.rows), np.bool_)
-    is_first[1:] = np.diff(histories.time_s) != 0
-    is_first[histories.offsets[:-1][np.diff(histories.offsets) > 0]] = True
-    return np.maximum.accumulate(np.where(is_first, np.arange(len(is_first)), 0))
 
 
 def _newest(owners: Rows, rows: Rows, age_days: Floats, n_owners: int) -> Interactions:

@@ -157,7 +157,7 @@ class Teacher(nn.Module):
         text_vectors: Tensor,
         columns: Columns,
         *,
-        asked: Tensor | None = None,
+        asked: tuple[Tensor, Tensor] | None = None,
         hidden: Tensor | None = None,
         contexts: Tensor | None = None,
         keep_ids: Tensor | None = None,
@@ -169,7 +169,7 @@ class Teacher(nn.Module):
         text_vectors, keep_ids
             As `item_table` takes them.
         asked
-            Positions, bool, shape (B, T), E of them; the last of each history if None.
+            Histories and positions in them, int64, shape (E,) each; the last ones if None.
         hidden
             Of a bidirectional backbone: positions whose next item is hidden, as in `states`.
         contexts

@@ -63,6 +63,7 @@ class TeacherTraining:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     loss: Literal["softmax", "gbce"] = "softmax"
     repeats: bool = True  # False: an item is had once, and what a user had is no wrong answer
+    baskets: bool = False  # whether all of one second is asked for before its first; causal ones
     epochs: int = 16  # at most
     patience: int = 3  # epochs without a better validation NDCG@10
     batch_size: int = 32  # windows of T targets, over all processes
@@ -116,7 +117,8 @@ def train_teacher(
     Raises
     ------
     ValueError
-        If there are no events to train on before the first cut.
+        If there are no events to train on before the first cut, or baskets are asked of a
+        bidirectional backbone.
     CheckpointError
         If the checkpoint is of other data, settings or seed.
 
@@ -166,6 +168,11 @@ class _Run:
         self.draw = np.sqrt(counts[self.known])  # between uniform and popularity
         self.draw /= self.draw.sum()
         start(teacher, histories, counts, until_s=cuts[0], seed=seed)
+        if config.baskets and not teacher.is_causal:
+            raise ValueError(
+                "a bidirectional backbone is asked by an item that it hides, not before a basket: "
+                "take a causal one for baskets"
+            )
         self.teacher = teacher.to(group.device)
         self.model = wrapped(self.teacher, group, sharded=config.sharded)
         if group.size > 1:
@@ -183,7 +190,11 @@ class _Run:
             n_steps=self.total,
         )
         self.validation = targets_between(
-            histories, *cuts, limit=config.max_requests, repeats=config.repeats
+            histories,
+            *cuts,
+            limit=config.max_requests,
+            repeats=config.repeats,
+            baskets=config.baskets,
         )
         self.done, self.epoch, self.ndcg = 0, 0, 0.0
         self.best, self.best_epoch = -1.0, 0
@@ -222,6 +233,7 @@ class _Run:
             until_s=self.cuts[0],
             batch_size=self.config.batch_size,
             rng=self.rng,
+            baskets=self.config.baskets,
         ):
             self.teacher.train()
             loss = self._step(batch)
@@ -237,7 +249,9 @@ class _Run:
         with self.average.put():
             score = _scores(self.model, self.teacher, self.texts)
             kept = score if self.config.repeats else of_new(score)
-            rank = next_item_ranks(kept, self.histories, self.validation)
+            rank = next_item_ranks(
+                kept, self.histories, self.validation, baskets=self.config.baskets
+            )
             self.ndcg = next_item_metrics(rank)["ndcg@10"]
             if self.ndcg > self.best or not len(self.validation):  # nothing to stop by: the last
                 self.best, self.best_epoch = self.ndcg, self.epoch
@@ -285,7 +299,9 @@ class _Run:
         is_nothing = not len(part)  # still computed: the others wait for this process
         part = np.zeros(1, np.int64) if is_nothing else part
         weights = examples.weights[part] * (0.0 if is_nothing else 1.0)
-        asked = examples.weights[part] > 0  # (B, T), E of them
+        picked = examples.weights[part] > 0  # (B, T), E of them
+        which, at = np.nonzero(picked)
+        asked = which, batch.since[part][which, at]
         names = ("rows", "types", "gaps", "ages")
         columns = Columns(*(self._tensor(getattr(batch, name)[part]) for name in names))
         contexts = None
@@ -296,14 +312,14 @@ class _Run:
             told = self.model(
                 self.texts,
                 columns,
-                asked=self._tensor(asked),
+                asked=(self._tensor(asked[0]), self._tensor(asked[1])),
                 hidden=None if examples.hidden is None else self._tensor(examples.hidden[part]),
                 contexts=contexts,
                 keep_ids=examples.keep_ids,
             )
-            targets = self._tensor(batch.targets[part][asked])
-            had = None if self.config.repeats else self._tensor(pasts_of(batch.rows[part], asked))
-            own = self._tensor(weights[asked].astype(np.float32))
+            targets = self._tensor(batch.targets[part][picked])
+            had = None if self.config.repeats else self._tensor(pasts_of(batch.rows[part], *asked))
+            own = self._tensor(weights[picked].astype(np.float32))
             return self._loss(told, targets, own, had, examples.negatives)
 
     def _loss(

@@ -72,10 +72,16 @@ class TrainConfig:
     validation: float = 0.1  # share of events
     test: float = 0.1  # share of events, the newest
     repeats: bool = True  # False: an item is had once, and what a user had is no wrong answer
+    baskets: bool = False  # whether all of one second is asked for before its first
     max_requests: int = 2_000  # of the validation; the test takes five times as many
     full_softmax_items: int = 4_000  # beyond, `negatives` are drawn instead
     negatives: int = 2_048
     threads: int = 1  # more slow it down where other processes want the cores
+
+    @property
+    def asked(self) -> dict[str, bool]:
+        """What `targets_between` is told of the questions."""
+        return {"repeats": self.repeats, "baskets": self.baskets}
 
     def once(self) -> "TrainConfig":
         """Return the same for data where an item is had once.
@@ -256,7 +262,7 @@ class _Trainer:
         self.draw = np.sqrt(counts[self.known])  # between uniform and popularity
         self.draw /= self.draw.sum()
         self.validation = targets_between(
-            histories, *cuts, limit=config.max_requests, repeats=config.repeats
+            histories, *cuts, limit=config.max_requests, **config.asked
         )
         self.done = 0
         self.average = FadingWeights(student, config.averaging)
@@ -287,7 +293,11 @@ class _Trainer:
     def _batches(self) -> Iterator[Windows]:
         config = self.config
         for batch in training_windows(
-            self.histories, until_s=self.cuts[0], batch_size=config.batch_size, rng=self.rng
+            self.histories,
+            until_s=self.cuts[0],
+            batch_size=config.batch_size,
+            rng=self.rng,
+            baskets=config.baskets,
         ):
             if config.repeats:
                 yield batch
@@ -297,22 +307,22 @@ class _Trainer:
     def _validation_ndcg(self) -> float:
         score = catalogue_scores(self.student, self.texts)
         kept = score if self.config.repeats else of_new(score)
-        rank = next_item_ranks(kept, self.histories, self.validation)
+        rank = next_item_ranks(kept, self.histories, self.validation, baskets=self.config.baskets)
         return next_item_metrics(rank)["ndcg@10"]
 
     def _step(self, batch: Windows, teacher: TeacherLogits | None) -> float:
         student = self.student
-        picked = batch.weights > 0  # (B, T), E of them
+        picked, asked = batch.weights > 0, batch.asked()  # (B, T), E of them
         is_kept = self._drawn(len(self.texts)) >= student.config.id_dropout
         table = student.item_table(self.texts, keep_ids=(is_kept & self.is_known).float())
         rows, types, gaps = map(self._tensor, (batch.rows, batch.types, batch.gaps))
         states = student.encode(table, rows, types, gaps)  # (B, T, 2W)
-        contexts = self._contexts(batch, picked)
-        ages = self._tensor(batch.ages[picked])
-        users = student.users(states[self._tensor(picked)], contexts, ages)
+        contexts = self._contexts(batch, asked)
+        ages = self._tensor(batch.ages[asked])
+        users = student.users(states[tuple(map(self._tensor, asked))], contexts, ages)
         had = None
         if not self.config.repeats:
-            had = self._tensor(pasts_of(batch.rows, picked))  # (E, T)
+            had = self._tensor(pasts_of(batch.rows, *asked))  # (E, T)
         loss = next_item_loss(
             users,
             table,
@@ -330,10 +340,10 @@ class _Trainer:
         self.schedule.step()
         return float(loss.detach())
 
-    def _contexts(self, batch: Windows, picked: NDArray[np.bool_]) -> Tensor | None:
+    def _contexts(self, batch: Windows, asked: tuple[NDArray[np.int64], ...]) -> Tensor | None:
         if batch.contexts is None:
             return None
-        scaled = self._tensor(scale_context(batch.contexts[picked]))  # (E, C)
+        scaled = self._tensor(scale_context(batch.contexts[asked]))  # (E, C)
         return scaled * (self._drawn(len(scaled)) >= self.student.config.context_dropout)
 
     def _drawn(self, n: int) -> Tensor:
@@ -364,9 +374,8 @@ def _test_metrics(
 
     Popularity counts up to the test, past the end of the student's own training.
     """
-    events = targets_between(
-        histories, cuts[1], None, limit=5 * config.max_requests, repeats=config.repeats
-    )
+    limit = 5 * config.max_requests
+    events = targets_between(histories, cuts[1], None, limit=limit, **config.asked)
     counts = popularity(histories, len(texts), until_s=cuts[1])
     is_cold = popularity(histories, len(texts), until_s=cuts[0])[histories.rows[events]] == 0
 
@@ -374,7 +383,8 @@ def _test_metrics(
         return np.broadcast_to(counts[1:], (len(requests.rows), len(texts)))
 
     def ranked(score: Callable[[Requests], NDArray[np.floating]]) -> NDArray[np.int64]:
-        return next_item_ranks(score if config.repeats else of_new(score), histories, events)
+        kept = score if config.repeats else of_new(score)
+        return next_item_ranks(kept, histories, events, baskets=config.baskets)
 
     rank, popular = ranked(catalogue_scores(student, texts)), ranked(by_count)
     return {

@@ -42,8 +42,9 @@ Floats = NDArray[np.float32]
 
 # Above it a scan of codes and refining cost less than products with all vectors.
 SCAN_FROM: Final = 16_000
-# Queries that share a pass over the codes, 4 and 4: a quarter faster than what faiss picks.
-_TOGETHER: Final = 0x44
+# Queries that share a pass over the codes, 3 and 3: as fast as what faiss picks or faster, where
+# 4 and 4 take a quarter longer on some processors (their tables do not fit into the registers).
+_TOGETHER: Final = 0x33
 _WIDTH: Final = 32  # codes are packed in blocks of so many rows
 # Half of what Max (1960) gives for 16 levels and a normal variable, in steps that make the
 # outermost 127.5: whole halves, so that products with a query on its grid are exact.

@@ -50,6 +50,8 @@ def test_all_models_answer_the_same_requests_and_json_alone_is_printed(sequences
         assert 0 <= own["calibration_error"] <= 1
         assert 0 < own["auc"]["value"] <= 1
         assert 0 < own["coverage@10"] <= 1
+    # And a teacher of one epoch knows less of the ring than counts tell.
+    assert models["distilled"]["settings"]["linear"] > 0
     # Items without words have no vectors, and so are all unlike.
     assert models["teacher"]["diversity@10"] == 1.0
     assert set(report["gain_ndcg@10"]) == {

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -6,8 +8,10 @@ from hypothesis import strategies as st
 from models.dataset import (
     N_BUCKETS,
     Histories,
+    basket_starts,
     build_histories,
     gap_buckets,
+    had_before,
     popularity,
     requests_at,
     targets_between,
@@ -102,6 +106,47 @@ def test_a_trigger_falls_between_an_event_and_its_target() -> None:
     assert ages.max() <= time_bucket(np.array([1_000]))[0]
     assert ages.min() < ages.max()
     assert (batch.gaps[:, -5:] == time_bucket(np.array([1_000]))[0]).all()
+
+
+def test_what_was_done_in_one_second_is_asked_for_before_the_first_of_it() -> None:
+    bought = [("a", 0), ("b", 10), ("c", 10), ("d", 10), ("e", 90)]
+    h = build_histories(["u"] * 5, *zip(*((i, 1, t) for i, t in bought), strict=True),
+                        item_ids=list("abcde"))  # fmt: skip
+    windows = partial(training_windows, h, until_s=99, batch_size=9)
+    (own,) = windows(rng=np.random.default_rng(0))
+    (batch,) = windows(rng=np.random.default_rng(0), baskets=True)
+    last = np.arange(HISTORY - 4, HISTORY)
+
+    assert (own.since == np.arange(HISTORY)).all()
+    which, at = batch.asked()
+    assert batch.targets[batch.weights > 0].tolist() == [2, 3, 4, 5]
+    assert at.tolist() == [last[0]] * 3 + [last[3]]
+    assert batch.rows[which, at].tolist() == [1, 1, 1, 4]
+    # Nothing but `since` and the very first item, which has nothing before it, is different.
+    assert own.targets[own.weights > 0].tolist() == [1, 2, 3, 4, 5]
+    for name in ("rows", "types", "gaps", "ages"):
+        assert (getattr(own, name) == getattr(batch, name)).all()
+    # The age that is read is of where it is asked from, up to the basket.
+    assert batch.ages[which, at].max() <= time_bucket(np.array([80]))[0]
+    assert basket_starts(h).tolist() == [0, 1, 1, 1, 4]
+    assert targets_between(h, 0, None, limit=9, baskets=True).tolist() == [1, 2, 3, 4]
+
+
+def test_a_window_that_begins_inside_a_basket_does_not_ask_for_the_rest_of_it() -> None:
+    n = 3 * HISTORY
+    h = histories([("a", f"i{k % 20}", 7) for k in range(n)] + [("a", "i3", 50)])
+    rng = np.random.default_rng(3)
+    batches = list(training_windows(h, until_s=99, batch_size=1, rng=rng, baskets=True))
+    assert sum(int((b.weights > 0).sum()) for b in batches) == 1
+    assert len(batches) >= 3
+
+
+def test_a_basket_holds_nothing_that_was_had_before_it_begins() -> None:
+    h = histories([("a", "i1", 0), ("a", "i2", 10), ("a", "i1", 10), ("a", "i2", 10)])
+    (batch,) = training_windows(
+        h, until_s=99, batch_size=9, rng=np.random.default_rng(0), baskets=True
+    )
+    assert had_before(batch)[0, -3:].tolist() == [False, True, False]
 
 
 def test_time_buckets_double_and_never_decrease() -> None:

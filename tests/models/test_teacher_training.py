@@ -13,6 +13,7 @@ from models.dataset import (
     build_histories,
     had_before,
     targets_between,
+    time_split,
     training_windows,
 )
 from models.evaluate import next_item_metrics, next_item_ranks
@@ -30,6 +31,7 @@ from models.teacher_training import (
 )
 from models.text import encode_texts
 from models.train import Progress
+from tests.models.baskets import BASKET_ITEMS, in_baskets
 from tests.models.chain import ITEMS, chains
 
 SMALL = TeacherConfig(
@@ -175,6 +177,32 @@ def test_where_items_are_had_once_what_a_user_had_is_no_wrong_answer() -> None:
     assert table.grad is not None
     assert table.grad[2].item() == 0.0
     assert table.grad[3].item() > 0.0
+
+
+def test_the_order_within_a_basket_is_nothing_to_learn_where_baskets_are_asked_for() -> None:
+    still = replace(SMALL, dropout=0.0, id_dropout=0.0, context_dropout=0.0)
+
+    def loss(order: str, *, baskets: bool) -> float:
+        config = TeacherTraining(teacher=still, epochs=1, batch_size=99, baskets=baskets)
+        seen: list[float] = []
+        histories = in_baskets(order)
+        train_teacher(
+            histories,
+            TEXTS[: len(BASKET_ITEMS)],
+            time_split(histories, validation=0.1, test=0.1),
+            config=config,
+            on_progress=lambda at: seen.append(at.loss),
+        )
+        return seen[0]
+
+    assert loss("bcd", baskets=True) == pytest.approx(loss("dbc", baskets=True), rel=1e-5)
+    assert loss("bcd", baskets=False) != pytest.approx(loss("dbc", baskets=False), rel=1e-5)
+
+
+def test_a_bidirectional_teacher_says_that_it_cannot_be_asked_for_baskets() -> None:
+    config = replace(QUICK, teacher=replace(SMALL, backbone="bert"), baskets=True)
+    with pytest.raises(ValueError, match="take a causal one"):
+        taught(config)
 
 
 def test_without_repeats_no_repeat_is_asked_about() -> None:

@@ -1,5 +1,6 @@
 """Training on planted tastes: users of a taste meet items of that taste nine times out of ten."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from models.features import CANDIDATES, EVENT_CODE, HISTORY, N_CONTEXT
 from models.serving import StudentScorer
 from models.student import StudentConfig, TeacherLogits
 from models.text import encode_texts
-from models.train import Progress, TrainConfig, TrainResult, train_student
+from models.train import Progress, TrainConfig, TrainResult, fit_student, train_student
+from tests.models.baskets import BASKET_ITEMS, in_baskets
 
 TASTES = ["garden", "kitchen", "music", "travel", "sport", "books"]
 PER_TASTE = 8
@@ -197,6 +199,22 @@ def test_where_items_are_had_once_only_new_ones_are_asked_about(tmp_path: Path) 
             met.add(int(histories.rows[event]))
     assert result.metrics["test_requests"] == n_new > 100
     assert result.metrics["hr@10"] > 1.5 * result.metrics["popularity_hr@10"]
+
+
+def test_the_order_within_a_basket_is_nothing_to_learn_where_baskets_are_asked_for() -> None:
+    still = replace(SMALL, dropout=0.0, id_dropout=0.0, context_dropout=0.0)
+    texts = encode_texts(BASKET_ITEMS)
+
+    def loss(order: str, *, baskets: bool) -> float:
+        config = TrainConfig(student=still, epochs=1, batch_size=99, baskets=baskets)
+        seen: list[float] = []
+        fit_student(
+            in_baskets(order), texts, config=config, on_progress=lambda at: seen.append(at.loss)
+        )
+        return seen[0]
+
+    assert loss("bcd", baskets=True) == pytest.approx(loss("dbc", baskets=True), rel=1e-5)
+    assert loss("bcd", baskets=False) != pytest.approx(loss("dbc", baskets=False), rel=1e-5)
 
 
 def test_weights_retrieve_where_the_network_does_clearly_worse(tmp_path: Path) -> None:
