@@ -16,8 +16,8 @@ Beside that the student is asked to hold what the teacher's vectors of users hol
 than its order of some items (`models.student.unmatched`).
 
 Beside the networks weights from item to item may speak (`models.linear`), added to their logits:
-of what goes with what they know more than 64 columns hold. How loud is chosen by validation
-(`flows.model_arms`); where the networks know it all, not at all.
+of what goes with what they know more than 64 columns hold. Too loud the student cannot follow:
+on online-retail 8 logits gain, and with 32 it is worse than without a teacher.
 
 Items that nobody met in training are no candidates: the teacher knows their text alone, as the
 student does, and has nothing to tell of them.
