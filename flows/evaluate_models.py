@@ -41,9 +41,7 @@ Cutting = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="Of the networks, by commas: their mean is told.")]
 Budget = Annotated[int, typer.Option(min=1, help="Settings tried of each baseline.")]
-Tries = Annotated[
-    int, typer.Option(min=1, help="Settings tried of SASRec, the teacher, the distilled.")
-]
+Tries = Annotated[int, typer.Option(min=1, help="Settings tried of SASRec and of the teacher.")]
 Epochs = Annotated[int, typer.Option(min=1, help="Of every network, at most.")]
 Backbone = Annotated[str, typer.Option(help="gpt2, bert, or a folder of a pre-trained model.")]
 Hidden = Annotated[int, typer.Option(min=8, help="Columns inside SASRec and the teacher.")]
@@ -130,10 +128,9 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         popularity, item-CF and ALS: each the best of --budget settings between the cuts. SASRec
         (cross-entropy, ids alone) and the teacher: each the best of --tries, by the same training.
         student: what decide serves, by `pushflow train`; distilled: the same with the teachers'
-        say in its loss, those of all seeds by turns, of several --tries beside weights from item
-        to item as loud as is best, and with --llm-labels a language model's, where it was let in.
-        Intervals are 95%, by a bootstrap over users; with several seeds they are of the mean over
-        seeds.
+        say in its loss, those of all seeds by turns, and with --llm-labels a language model's,
+        where it was let in. Intervals are 95%, by a bootstrap over users; with several seeds they
+        are of the mean over seeds.
         """
         try:
             from flows import model_arms as arms

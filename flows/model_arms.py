@@ -10,8 +10,7 @@ defaults, the others drawn from one grid. Where repeats are not asked about, the
 not count what a user had as wrong (`models.teacher_loss`); SASRec has the usual cross-entropy over
 all items, and the other as one of the things that tuning may choose. The students are made by the
 product's own training and asked by the product's own scorer, with and without the teachers, by the
-same seeds; the distilled ones hear the teachers of all seeds by turns. What tuning may change of
-them is how loud weights from item to item speak beside the teachers: at first not at all.
+same seeds; the distilled ones hear the teachers of all seeds by turns.
 
 With several workers the networks are trained side by side, a process each, to the same numbers.
 """
@@ -32,8 +31,6 @@ from numpy.typing import NDArray
 from models.baselines import make, settings_of
 from models.dataset import Requests, popularity
 from models.distill import Distillation, TeacherGuide
-from models.linear import item_weights
-from models.linear_weights import ItemWeights
 from models.llm_guide import Guide, LabelledGuide
 from models.llm_labels import Labels
 from models.next_item import (
@@ -49,7 +46,6 @@ from models.next_item import (
 )
 from models.serving import StudentScorer
 from models.splits import Split
-from models.student_start import wanted
 from models.teacher import Teacher, TeacherConfig, teacher_of, weights_of
 from models.teacher_training import TeacherTraining, teacher_scores, train_teacher
 from models.text import encode_texts
@@ -58,7 +54,6 @@ from models.train import TrainConfig, train_student
 BASELINES: Final = ("popularity", "item-CF", "ALS")
 NETWORKS: Final = ("SASRec", "teacher", "student", "distilled")
 MODELS: Final = (*BASELINES, *NETWORKS)
-_LINEAR: Final = (0.0, 4.0, 8.0)  # `Distillation.linear` of each try
 CHOSEN_BY: Final = "ndcg@10"
 # What tuning may change, of SASRec and the teacher alike.
 _GRID: Final[dict[str, tuple[Any, ...]]] = {
@@ -81,7 +76,7 @@ class Plan:
     models: tuple[str, ...] = MODELS
     seeds: tuple[int, ...] = (1,)
     budget: int = 12  # settings tried of each baseline
-    tries: int = 1  # settings tried of SASRec, the teacher, the distilled; 1: the defaults
+    tries: int = 1  # settings tried of SASRec and of the teacher; 1: the defaults
     repeats: bool = False  # whether what a user had is ranked too
     baskets: bool = False  # whether all of a basket is asked for before its first item
     requests: int = 10_000  # of the test, at most; the choice of settings takes a fifth
@@ -114,13 +109,6 @@ class Comparison(NamedTuple):
     exam: Exam
     arms: list[Arm]
     vectors: NDArray[np.float32]  # of the items' contents, shape (N, D)
-
-
-class _Judged(NamedTuple):
-    """What a student's file is worth."""
-
-    worth: float  # between the cuts
-    answers: Answers
 
 
 class _Taught(NamedTuple):
@@ -197,9 +185,9 @@ class _Bench:
         histories, cuts = data.split.histories, data.split.cuts
         self.n_items = len(data.item_ids)
         self.vectors = encode_texts(data.texts)
-        self.asks = partial(exam, histories, repeats=plan.repeats, baskets=plan.baskets)
-        self.validation = self.asks(*cuts, limit=-(-plan.requests // 5))
-        self.test = self.asks(cuts[1], None, limit=plan.requests)
+        asks = partial(exam, histories, repeats=plan.repeats, baskets=plan.baskets)
+        self.validation = asks(*cuts, limit=-(-plan.requests // 5))
+        self.test = asks(cuts[1], None, limit=plan.requests)
         if not len(self.validation.events) or not len(self.test.events):
             raise ValueError("nothing to ask: no new items behind the cuts; try --repeats")
 
@@ -235,23 +223,11 @@ class _Bench:
             yield arm
         seeds = self.plan.seeds
         if "student" in wanted:
-            found = workers.all("taught_student", [(seed, ()) for seed in seeds])
-            yield Arm("student", [one.answers for one in found], {})
+            runs = workers.all("taught_student", [(seed, ()) for seed in seeds])
+            yield Arm("student", runs, {})
         if "distilled" in wanted:
-            yield self._distilled(teachers, workers)
-
-    def _distilled(self, teachers: list[_Weights], workers: _Workers) -> Arm:
-        """Return the distilled students, told what was best between the cuts with the first seed.
-
-        By as many requests as the test has, for the differences are small.
-        """
-        first, *others = self.plan.seeds
-        tried = [replace(self.plan.distillation, linear=own) for own in _LINEAR[: self.plan.tries]]
-        found = workers.all("taught_student", [(first, teachers, told) for told in tried])
-        best = int(np.argmax([one.worth for one in found]))
-        chosen = [found[best]]
-        chosen += workers.all("taught_student", [(seed, teachers, tried[best]) for seed in others])
-        return Arm("distilled", [one.answers for one in chosen], asdict(tried[best]))
+            runs = workers.all("taught_student", [(seed, teachers) for seed in seeds])
+            yield Arm("distilled", runs, asdict(self.plan.distillation))
 
     def _tuned(
         self,
@@ -286,15 +262,8 @@ class _Bench:
         score = self._score(teacher)
         return _Taught(self._worth(score), answers(score, self.test), weights_of(teacher))
 
-    def _item_weights(self) -> ItemWeights:
-        past = wanted(self.split.histories, self.split.cuts[0])
-        return item_weights(*past, self.n_items, self.plan.seeds[0])
-
-    def taught_student(
-        self, seed: int, taught: Sequence[_Weights], told: Distillation | None = None
-    ) -> _Judged:
+    def taught_student(self, seed: int, taught: Sequence[_Weights]) -> Answers:
         """Train one student, by itself or with teachers."""
-        told = told or self.plan.distillation
         split, name = self.split, "distilled student" if taught else "student"
         known = popularity(split.histories, self.n_items, until_s=split.cuts[0])
         guide: Guide | None = None
@@ -303,10 +272,9 @@ class _Bench:
                 [teacher_of(own.teacher, self.n_items, weights) for own, weights in taught],
                 self.vectors,
                 np.flatnonzero(known),
-                config=told,
+                config=self.plan.distillation,
                 seed=seed,
                 repeats=taught[0][0].repeats,
-                linear=self._item_weights() if told.linear else None,
             )
             if self.plan.labels is not None:
                 guide = LabelledGuide(guide, self.plan.labels)
@@ -333,9 +301,7 @@ class _Bench:
                 ),
             )
             scorer = StudentScorer(path)
-        score, n_asked = self._served(scorer), self.plan.requests
-        between = self.asks(*split.cuts, limit=n_asked) if taught else self.validation
-        return _Judged(self._worth(score, between), answers(score, self.test))
+        return answers(self._served(scorer), self.test)
 
     def _score(self, model: Teacher) -> Score:
         return of_requests(teacher_scores(model, self.vectors), self.split.histories)
@@ -351,8 +317,8 @@ class _Bench:
 
         return of_requests(score, self.split.histories)
 
-    def _worth(self, score: Score, asked: Exam | None = None) -> float:
-        rank = answers(score, asked or self.validation).rank
+    def _worth(self, score: Score) -> float:
+        rank = answers(score, self.validation).rank
         return float(values(rank)[CHOSEN_BY].mean())
 
 

@@ -15,10 +15,6 @@ is wrong (`models.teacher_loss`), and nobody asks.
 Beside that the student is asked to hold what the teacher's vectors of users hold, which is more
 than its order of some items (`models.student.unmatched`).
 
-Beside the networks weights from item to item may speak (`models.linear`), added to their logits:
-of what goes with what they know more than 64 columns hold. Too loud the student cannot follow:
-on online-retail 8 logits gain, and with 32 it is worse than without a teacher.
-
 Items that nobody met in training are no candidates: the teacher knows their text alone, as the
 student does, and has nothing to tell of them.
 
@@ -27,13 +23,12 @@ References
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015.
 Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (the teacher's vectors, by a map).
 Tang and Wang, "Ranking Distillation", KDD 2018 (the teacher's first K).
-Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019 (the weights).
 Lee et al., "Dual Correction Strategy for Ranking Distillation", CIKM 2021 (and some of the rest).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -42,8 +37,6 @@ from torch import Tensor
 
 from models.dataset import Windows, pasts_of
 from models.features import scale_context
-from models.linear import fading_pasts, matrix_of
-from models.linear_weights import ItemWeights
 from models.softmax import NEVER, ruled_out
 from models.student import TeacherLogits
 from models.teacher import Teacher
@@ -64,7 +57,6 @@ class Distillation:
     temperature: float = 1.0
     share: float = 0.5  # of the loss; the rest is the true next item
     matching: float = 1.0  # what matching the vectors of users counts for, beside that; 0: nothing
-    linear: float = 0.0  # logits for a weight of 1 from item to item; 0: they are not heard
 
 
 class TeacherGuide:
@@ -83,8 +75,6 @@ class TeacherGuide:
         Of what is drawn from the tail.
     repeats
         As the teacher was trained (`TeacherTraining.repeats`).
-    linear
-        Of the N items, of events before the first cut; None: only the teachers speak.
 
     Notes
     -----
@@ -101,13 +91,9 @@ class TeacherGuide:
         config: Distillation | None = None,
         seed: int = 0,
         repeats: bool = True,
-        linear: ItemWeights | None = None,
     ) -> None:
         self._repeats = repeats
         self._config = config or Distillation()
-        self._linear: Any = None  # sparse, (N, S)
-        if linear is not None and self._config.linear:
-            self._linear = self._config.linear * matrix_of(linear)[:, known - 1]
         self._rng = np.random.default_rng(seed)
         self._device = next(teachers[0].parameters()).device
         self._known = torch.from_numpy(known).to(self._device)
@@ -127,9 +113,9 @@ class TeacherGuide:
         ask = self._causal if teacher.is_causal else self._one_by_one
         users = ask(teacher, table, batch)  # (E, M)
         answers = table[self._known]  # (S, M)
-        parts, had = torch.split(users, _BLOCK), torch.split(self._had(batch), _BLOCK)
-        asked = zip(parts, had, self._linear_logits(batch), strict=True)
-        blocks = [self._chosen(own @ answers.T + more, past) for own, past, more in asked]
+        had = torch.split(self._had(batch), _BLOCK)
+        asked = zip(torch.split(users, _BLOCK), had, strict=True)
+        blocks = [self._chosen(*own, answers) for own in asked]
         places, logits = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         told, config = self._known[places], self._config
         matched = users if config.matching else None
@@ -144,28 +130,13 @@ class TeacherGuide:
             return torch.zeros((len(which), 1), dtype=torch.int64, device=self._device)
         return torch.from_numpy(pasts_of(batch.rows, which, at)).to(self._device)
 
-    def _linear_logits(self, batch: Windows) -> Iterator[Tensor]:
-        """Yield what weights from item to item add, shape (b, S), or to broadcast, by blocks."""
-        which, at = batch.asked()
-        for start in range(0, len(which), _BLOCK):
-            if self._linear is None:
-                yield torch.zeros(1, device=self._device)
-                continue
-            part = slice(start, start + _BLOCK)
-            rows, types = batch.rows[which[part]], batch.types[which[part]]
-            pasts = fading_pasts(rows, types, at[part], self._linear.shape[0])
-            own = (pasts @ self._linear).toarray().astype(np.float32)
-            yield torch.from_numpy(own).to(self._device)
-
-    def _chosen(self, logits: Tensor, had: Tensor) -> tuple[Tensor, Tensor]:
-        """Return places in `known` and logits, shape (E, top + tail) or all S, of some users.
-
-        `logits` are of all S, and written to.
-        """
+    def _chosen(self, users: Tensor, had: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+        """Return places in `known` and logits, shape (E, top + tail) or all S, of some users."""
+        logits = users @ answers.T  # (E, S)
         logits[tuple(ruled_out(had, self._known))] = NEVER
-        n_known, top, tail = logits.shape[1], self._config.top, self._config.tail
+        n_known, top, tail = len(answers), self._config.top, self._config.tail
         if n_known <= top + tail:
-            return torch.arange(n_known, device=self._device).expand(len(logits), -1), logits
+            return torch.arange(n_known, device=self._device).expand(len(users), -1), logits
         best = logits.topk(top, dim=1).indices  # (E, top)
         is_best = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, value=True)
         # At most `top` of these are among the best, so `tail` others are left for everybody.

@@ -2,14 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from flows import model_arms
 from flows.cli import app
-from models.distill import Distillation, TeacherGuide
 from tests.models.chain import ITEMS, chains
 
 SMALL = ["--hidden", "32", "--layers", "1", "--epochs", "1", "--budget", "1"]
@@ -53,7 +50,6 @@ def test_all_models_answer_the_same_requests_and_json_alone_is_printed(sequences
         assert 0 <= own["calibration_error"] <= 1
         assert 0 < own["auc"]["value"] <= 1
         assert 0 < own["coverage@10"] <= 1
-    assert models["distilled"]["settings"]["linear"] == 0  # of one try: the defaults
     # Items without words have no vectors, and so are all unlike.
     assert models["teacher"]["diversity@10"] == 1.0
     assert set(report["gain_ndcg@10"]) == {
@@ -76,25 +72,6 @@ def test_folds_roll_through_time_and_are_drawn(sequences: Path, tmp_path: Path) 
     mean = report["models"]["item-CF"]["ndcg@10"]["value"]
     assert mean == pytest.approx(sum(each) / 3, abs=1e-4)
     assert plot.read_bytes().startswith(b"\x89PNG")
-
-
-def test_of_several_tries_what_validation_has_better_is_told_to_the_students(
-    sequences: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[float] = []
-    train = model_arms.TeacherGuide.__init__
-
-    def noted(guide: TeacherGuide, *given: Any, config: Distillation, **more: Any) -> None:
-        told.append(config.linear)
-        train(guide, *given, config=config, **more)
-
-    monkeypatch.setattr(model_arms.TeacherGuide, "__init__", noted)
-    found = evaluated(
-        sequences, "--models", "distilled", "--tries", "2", "--seeds", "1,2", "--json"
-    )
-    assert found.exit_code == 0, found.output
-    chosen = json.loads(found.stdout)["models"]["distilled"]["settings"]["linear"]
-    assert told == [0.0, 4.0, chosen]
 
 
 @pytest.mark.slow  # two processes that load torch

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 from models.dataset import Windows, training_windows
 from models.distill import Distillation, TeacherGuide
-from models.features import FADING, TEXT_DIM
-from models.linear_weights import UNIT, ItemWeights
+from models.features import TEXT_DIM
 from models.softmax import NEVER
 from models.teacher import Teacher, TeacherConfig
 from tests.models.chain import ITEMS, chains
@@ -92,30 +90,6 @@ def test_of_several_teachers_each_batch_hears_one_by_turns() -> None:
     assert not torch.equal(alone[0], alone[1])
     for found, own in zip(heard, (alone[0], alone[1], alone[0]), strict=True):
         assert torch.equal(found, own)
-
-
-def test_weights_from_item_to_item_are_added_as_loud_as_is_said() -> None:
-    asked = batch()
-    rng = np.random.default_rng(4)
-    matrix = np.round(sp.random(len(ITEMS), len(ITEMS), 0.2, rng=rng).toarray() * 64) / 64
-    explains, explained = np.nonzero(matrix)
-    steps = (matrix[explains, explained] * UNIT).astype(np.uint16)
-    starts = np.searchsorted(explains, np.arange(len(ITEMS) + 1))
-    weights = ItemWeights(starts, explained.astype(np.int32), steps)
-
-    def logits(says: float) -> torch.Tensor:
-        told = Distillation(top=40, linear=says)
-        return TeacherGuide([teacher_of("gpt2")], TEXTS, KNOWN, config=told, linear=weights)(
-            asked
-        ).logits
-
-    added = (logits(3.0) - logits(0.0)).numpy()
-    for own, user, last in zip(added, *asked.asked(), strict=True):
-        past = asked.rows[user, : last + 1][::-1]
-        by_hand = np.zeros(len(ITEMS))
-        for age, row in enumerate(past):
-            by_hand += FADING**age * matrix[row - 1] if row else 0.0
-        assert own == pytest.approx(3 * by_hand[KNOWN - 1], abs=1e-4)
 
 
 def test_vectors_to_match_are_told_where_they_are_asked_for() -> None:
