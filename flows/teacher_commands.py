@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flows.evaluate_models import Backbone, Cutting, Kind, Layers, Titles, cut_of
+from flows.train_commands import Baskets
 
 console = Console(stderr=True)
 
@@ -35,9 +36,6 @@ Checkpoint = Annotated[
 Hidden = Annotated[int, typer.Option(min=8, help="Columns inside the backbone.")]
 Heads = Annotated[int, typer.Option(min=1, help="Of each layer.")]
 Losses = Annotated[Loss, typer.Option("--loss", help="What the next item is learned by.")]
-Baskets = Annotated[
-    bool, typer.Option("--baskets", help="Ask for all of one second before the first of it.")
-]
 Sharded = Annotated[bool, typer.Option(help="Of several processes: FSDP, in place of DDP.")]
 Accumulate = Annotated[int, typer.Option(min=1, help="Parts in which a process takes a batch.")]
 LogTo = Annotated[str, typer.Option("--log", help="tensorboard:FOLDER or mlflow:URI.")]

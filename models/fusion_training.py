@@ -48,8 +48,8 @@ from models.fusion_judge import (
     split_targets,
     thinned,
 )
-from models.optimization import rate
-from models.train import Progress, TrainResult, deterministic
+from models.optimization import deterministic, rate
+from models.train import Progress, TrainResult
 
 _MAX_SCALE: Final = 50.0  # of cosines in the loss: beyond, one wrong pair decides a batch
 _FIRST_SCALE: Final = 10.0

@@ -1,9 +1,11 @@
 """How the student and the teacher are optimised: AdamW, and a learning rate that falls.
 
-Owns    the shape of the schedule, and how much slower learns what was known from the start.
+Owns    the shape of the schedule, how much slower learns what was known from the start, and that
+        a seed says all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import numpy as np
@@ -46,3 +48,16 @@ def rate(step: int, warmup: int, total: int) -> float:
         return (step + 1) / warmup
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     return 0.02 + 0.98 * 0.5 * (1 + float(np.cos(np.pi * done)))
+
+
+@contextmanager
+def deterministic(seed: int, threads: int) -> Iterator[None]:
+    """Seed torch and fix its threads for a while; give the caller's back."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

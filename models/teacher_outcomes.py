@@ -38,10 +38,10 @@ from torch.nn import functional as F
 from models.arms import N_POLICY_CONTEXT
 from models.dataset import Histories, Requests, gap_buckets, requests_when, time_bucket
 from models.features import scale_context
+from models.optimization import deterministic
 from models.push_log import OUTCOMES, PushLog
 from models.teacher import Columns, Teacher
 from models.teacher_checkpoint import CheckpointError
-from models.train import deterministic
 
 _MOST_WEIGHT: Final = 10.0  # of a push, in units of the mean
 _BLOCK: Final = 256  # pushes asked at a time

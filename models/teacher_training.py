@@ -42,14 +42,14 @@ from models.dataset import (
 from models.evaluate import next_item_metrics, next_item_ranks, of_new
 from models.fading_weights import FadingWeights, copied, put
 from models.features import scale_context
-from models.optimization import optimization
+from models.optimization import deterministic, optimization
 from models.parallel import Group, joined, unsynced, whole, wrapped
 from models.student import Negatives
 from models.teacher import Columns, Teacher, TeacherConfig, Told
 from models.teacher_checkpoint import CheckpointError, Checkpoints, fingerprint
 from models.teacher_loss import gbce_loss, softmax_loss
 from models.teacher_start import SEEDED, start
-from models.train import Progress, deterministic
+from models.train import Progress
 
 __all__ = ["CheckpointError", "TaughtTeacher", "TeacherTraining", "teacher_scores", "train_teacher"]
 
@@ -129,6 +129,11 @@ def train_teacher(
     config = config or TeacherTraining()
     with deterministic(seed, config.threads), joined() as group:
         teacher = Teacher(config.teacher, len(texts))
+        if config.baskets and not teacher.is_causal:
+            raise ValueError(
+                "a bidirectional backbone is asked by an item that it hides, not before a basket: "
+                "take a causal one for baskets"
+            )
         run = _Run(teacher, histories, texts, cuts, config=config, seed=seed, group=group)
         metrics = run.fit(checkpoint, on_progress or (lambda _: None))
         if group.size > 1 and config.sharded:
@@ -168,11 +173,6 @@ class _Run:
         self.draw = np.sqrt(counts[self.known])  # between uniform and popularity
         self.draw /= self.draw.sum()
         start(teacher, histories, counts, until_s=cuts[0], seed=seed)
-        if config.baskets and not teacher.is_causal:
-            raise ValueError(
-                "a bidirectional backbone is asked by an item that it hides, not before a basket: "
-                "take a causal one for baskets"
-            )
         self.teacher = teacher.to(group.device)
         self.model = wrapped(self.teacher, group, sharded=config.sharded)
         if group.size > 1:

@@ -17,7 +17,6 @@ input, seed and thread count give the same file, byte for byte, on one machine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -46,7 +45,7 @@ from models.fading_weights import FadingWeights, copied, put
 from models.features import scale_context
 from models.linear import item_weights
 from models.linear_weights import ItemWeights
-from models.optimization import optimization
+from models.optimization import deterministic, optimization
 from models.retrieval import is_linear_better
 from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
 from models.student_scores import catalogue_scores
@@ -394,16 +393,3 @@ def _test_metrics(
         "cold_hr@100": next_item_metrics(rank[is_cold])["hr@100"],
         **{f"popularity_{name}": value for name, value in next_item_metrics(popular).items()},
     }
-
-
-@contextmanager
-def deterministic(seed: int, threads: int) -> Iterator[None]:
-    """Seed torch and fix its threads for a while; give the caller's back."""
-    before = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)

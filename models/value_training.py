@@ -38,7 +38,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.train import deterministic
+from models.optimization import deterministic
 from models.value import ADVANTAGE, OUTPUTS, OWN, VALUE, Layers, write_value
 from models.value_data import Steps
 
