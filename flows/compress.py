@@ -12,6 +12,7 @@ all steps, and decides nothing. Needs torch.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
@@ -32,6 +33,8 @@ from models.compress import (
 from models.dataset import popularity, requests_at
 from models.distill import Distillation, TeacherGuide
 from models.export import export_student
+from models.linear_guide import LinearGuide, cross_fitted
+from models.llm_guide import Guide
 from models.next_item import exam, of_requests
 from models.serving import MAX_ROWS
 from models.splits import Split
@@ -63,6 +66,7 @@ class Plan:
     distillation: Distillation = field(default_factory=Distillation)
     requests: int = 5_000  # of the test, and of the validation, at most
     repeats: bool = False  # whether what a user had is ranked too
+    baskets: bool = False  # whether all of a basket is asked for before its first item
     seed: int = 1
 
 
@@ -144,9 +148,10 @@ class _Run:
         self.vectors = encode_texts(data.texts)
         known = popularity(self.histories, len(data.item_ids), until_s=self.cuts[0])
         self.known = np.flatnonzero(known)
-        limit, repeats = plan.requests, plan.repeats
-        self.validation = exam(self.histories, *self.cuts, repeats=repeats, limit=limit)
-        self.test = exam(self.histories, self.cuts[1], None, repeats=repeats, limit=limit)
+        asks = partial(
+            exam, self.histories, repeats=plan.repeats, baskets=plan.baskets, limit=plan.requests
+        )
+        self.validation, self.test = asks(*self.cuts), asks(self.cuts[1], None)
         if not len(self.validation.events) or not len(self.test.events):
             raise ValueError("nothing to ask: no new items behind the cuts; try --repeats")
         past = exam(self.histories, 0, self.cuts[0], repeats=True, limit=_CALIBRATION)
@@ -154,7 +159,7 @@ class _Run:
         self.timed = longest(requests_at(self.histories, self.test.events), MAX_ROWS)
 
     def all(self) -> Compressed:
-        guide = None
+        guide: Guide | None = None
         if self.teacher is not None:
             told = self.plan.distillation
             guide = TeacherGuide(
@@ -165,6 +170,11 @@ class _Run:
                 seed=self.plan.seed,
                 repeats=self.plan.repeats,
             )
+            if told.linear:
+                weights = cross_fitted(
+                    self.histories, len(self.data.item_ids), self.cuts[0], self.plan.seed
+                )
+                guide = LinearGuide(guide, weights, told.linear)
         fitted = fit_student(
             self.histories,
             self.vectors,
@@ -278,7 +288,9 @@ class _Run:
 
     def _cut(self, config: TrainConfig) -> TrainConfig:
         split = self.data.split
-        config = replace(config, validation=split.validation, test=split.test)
+        config = replace(
+            config, validation=split.validation, test=split.test, baskets=self.plan.baskets
+        )
         return config if self.plan.repeats else config.once()
 
     def _shows(self, name: str) -> Callable[[Progress], None]:

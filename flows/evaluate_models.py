@@ -41,7 +41,9 @@ Cutting = Annotated[
 ]
 Seeds = Annotated[str, typer.Option(help="Of the networks, by commas: their mean is told.")]
 Budget = Annotated[int, typer.Option(min=1, help="Settings tried of each baseline.")]
-Tries = Annotated[int, typer.Option(min=1, help="Settings tried of SASRec and of the teacher.")]
+Tries = Annotated[
+    int, typer.Option(min=1, help="Settings tried of SASRec and the teacher; of the distilled, 2.")
+]
 Epochs = Annotated[int, typer.Option(min=1, help="Of every network, at most.")]
 Backbone = Annotated[str, typer.Option(help="gpt2, bert, or a folder of a pre-trained model.")]
 Hidden = Annotated[int, typer.Option(min=8, help="Columns inside SASRec and the teacher.")]
@@ -128,8 +130,9 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
         popularity, item-CF and ALS: each the best of --budget settings between the cuts. SASRec
         (cross-entropy, ids alone) and the teacher: each the best of --tries, by the same training.
         student: what decide serves, by `pushflow train`; distilled: the same with the teachers'
-        say in its loss, those of all seeds by turns, and with --llm-labels a language model's,
-        where it was let in. Intervals are 95%, by a bootstrap over users; with several seeds they
+        say in its loss, those of all seeds by turns, of several --tries beside weights from item to
+        item if that is better between the cuts, and with --llm-labels a language model's, where it
+        was let in. Intervals are 95%, by a bootstrap over users; with several seeds they
         are of the mean over seeds.
         """
         try:

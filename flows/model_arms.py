@@ -10,7 +10,8 @@ defaults, the others drawn from one grid. Where repeats are not asked about, the
 not count what a user had as wrong (`models.teacher_loss`); SASRec has the usual cross-entropy over
 all items, and the other as one of the things that tuning may choose. The students are made by the
 product's own training and asked by the product's own scorer, with and without the teachers, by the
-same seeds; the distilled ones hear the teachers of all seeds by turns.
+same seeds; the distilled ones hear the teachers of all seeds by turns. Of several tries they also
+hear weights from item to item, where the validation says so in the mean of all seeds.
 
 With several workers the networks are trained side by side, a process each, to the same numbers.
 """
@@ -18,7 +19,7 @@ With several workers the networks are trained side by side, a process each, to t
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from models.baselines import make, settings_of
 from models.dataset import Requests, popularity
 from models.distill import Distillation, TeacherGuide
+from models.linear_guide import CrossFitted, LinearGuide, cross_fitted
 from models.llm_guide import Guide, LabelledGuide
 from models.llm_labels import Labels
 from models.next_item import (
@@ -54,6 +56,7 @@ from models.train import TrainConfig, train_student
 BASELINES: Final = ("popularity", "item-CF", "ALS")
 NETWORKS: Final = ("SASRec", "teacher", "student", "distilled")
 MODELS: Final = (*BASELINES, *NETWORKS)
+_LOUDNESS: Final = (0.0, 8.0)  # `Distillation.linear` of each try
 CHOSEN_BY: Final = "ndcg@10"
 # What tuning may change, of SASRec and the teacher alike.
 _GRID: Final[dict[str, tuple[Any, ...]]] = {
@@ -76,7 +79,7 @@ class Plan:
     models: tuple[str, ...] = MODELS
     seeds: tuple[int, ...] = (1,)
     budget: int = 12  # settings tried of each baseline
-    tries: int = 1  # settings tried of SASRec and of the teacher; 1: the defaults
+    tries: int = 1  # settings tried of SASRec, the teacher, the distilled; 1: the defaults
     repeats: bool = False  # whether what a user had is ranked too
     baskets: bool = False  # whether all of a basket is asked for before its first item
     requests: int = 10_000  # of the test, at most; the choice of settings takes a fifth
@@ -109,6 +112,13 @@ class Comparison(NamedTuple):
     exam: Exam
     arms: list[Arm]
     vectors: NDArray[np.float32]  # of the items' contents, shape (N, D)
+
+
+class _Judged(NamedTuple):
+    """What a student's file is worth."""
+
+    worth: float  # between the cuts
+    answers: Answers
 
 
 class _Taught(NamedTuple):
@@ -187,6 +197,7 @@ class _Bench:
         self.vectors = encode_texts(data.texts)
         asks = partial(exam, histories, repeats=plan.repeats, baskets=plan.baskets)
         self.validation = asks(*cuts, limit=-(-plan.requests // 5))
+        self.long_validation = asks(*cuts, limit=plan.requests)  # for small differences
         self.test = asks(cuts[1], None, limit=plan.requests)
         if not len(self.validation.events) or not len(self.test.events):
             raise ValueError("nothing to ask: no new items behind the cuts; try --repeats")
@@ -223,11 +234,25 @@ class _Bench:
             yield arm
         seeds = self.plan.seeds
         if "student" in wanted:
-            runs = workers.all("taught_student", [(seed, ()) for seed in seeds])
-            yield Arm("student", runs, {})
+            found = workers.all("taught_student", [(seed, ()) for seed in seeds])
+            yield Arm("student", [one.answers for one in found], {})
         if "distilled" in wanted:
-            runs = workers.all("taught_student", [(seed, teachers) for seed in seeds])
-            yield Arm("distilled", runs, asdict(self.plan.distillation))
+            yield self._distilled(teachers, workers)
+
+    def _distilled(self, teachers: list[_Weights], workers: _Workers) -> Arm:
+        """Return the distilled students, told what was best between the cuts over all seeds."""
+        seeds, told = self.plan.seeds, self.plan.distillation
+        tried = [replace(told, linear=own) for own in _LOUDNESS] if self.plan.tries > 1 else [told]
+        jobs = [(seed, teachers, own) for own in tried for seed in seeds]
+        found = workers.all("taught_student", jobs)
+        runs = [found[start : start + len(seeds)] for start in range(0, len(found), len(seeds))]
+        worth = [float(np.mean([one.worth for one in own])) for own in runs]
+        best = int(np.argmax(worth))
+        settings = asdict(tried[best]) | {
+            f"validation_{CHOSEN_BY}_linear_{own.linear:g}": round(value, 5)
+            for own, value in zip(tried, worth, strict=True)
+        }
+        return Arm("distilled", [one.answers for one in runs[best]], settings)
 
     def _tuned(
         self,
@@ -262,8 +287,16 @@ class _Bench:
         score = self._score(teacher)
         return _Taught(self._worth(score), answers(score, self.test), weights_of(teacher))
 
-    def taught_student(self, seed: int, taught: Sequence[_Weights]) -> Answers:
+    @cached_property
+    def _cross_fitted(self) -> CrossFitted:
+        seed = self.plan.seeds[0]
+        return cross_fitted(self.split.histories, self.n_items, self.split.cuts[0], seed)
+
+    def taught_student(
+        self, seed: int, taught: Sequence[_Weights], told: Distillation | None = None
+    ) -> _Judged:
         """Train one student, by itself or with teachers."""
+        told = told or self.plan.distillation
         split, name = self.split, "distilled student" if taught else "student"
         known = popularity(split.histories, self.n_items, until_s=split.cuts[0])
         guide: Guide | None = None
@@ -272,10 +305,12 @@ class _Bench:
                 [teacher_of(own.teacher, self.n_items, weights) for own, weights in taught],
                 self.vectors,
                 np.flatnonzero(known),
-                config=self.plan.distillation,
+                config=told,
                 seed=seed,
                 repeats=taught[0][0].repeats,
             )
+            if told.linear:
+                guide = LinearGuide(guide, self._cross_fitted, told.linear)
             if self.plan.labels is not None:
                 guide = LabelledGuide(guide, self.plan.labels)
         config = TrainConfig(
@@ -301,7 +336,8 @@ class _Bench:
                 ),
             )
             scorer = StudentScorer(path)
-        return answers(self._served(scorer), self.test)
+        score = self._served(scorer)
+        return _Judged(self._worth(score, self.long_validation), answers(score, self.test))
 
     def _score(self, model: Teacher) -> Score:
         return of_requests(teacher_scores(model, self.vectors), self.split.histories)
@@ -317,8 +353,8 @@ class _Bench:
 
         return of_requests(score, self.split.histories)
 
-    def _worth(self, score: Score) -> float:
-        rank = answers(score, self.validation).rank
+    def _worth(self, score: Score, asked: Exam | None = None) -> float:
+        rank = answers(score, asked or self.validation).rank
         return float(values(rank)[CHOSEN_BY].mean())
 
 

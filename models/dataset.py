@@ -69,6 +69,7 @@ class Windows(NamedTuple):
     targets: NDArray[np.int64]  # shape (B, T)
     weights: NDArray[np.float32]  # shape (B, T), 0 where there is nothing to learn
     since: NDArray[np.int64]  # shape (B, T), the position from whose state a target is asked for
+    users: NDArray[np.int64]  # shape (B,), whose window it is
 
     def asked(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the windows and positions whose states answer, of the E targets with a weight."""
@@ -395,4 +396,5 @@ def _windows(
         targets=np.where(is_target, histories.rows[target], 0),
         weights=weights.astype(np.float32),
         since=since,
+        users=np.searchsorted(histories.offsets, last, side="right") - 1,
     )

@@ -57,6 +57,7 @@ class Distillation:
     temperature: float = 1.0
     share: float = 0.5  # of the loss; the rest is the true next item
     matching: float = 1.0  # what matching the vectors of users counts for, beside that; 0: nothing
+    linear: float = 0.0  # logits for a weight from item to item (`models.linear_guide`); 0: unheard
 
 
 class TeacherGuide:

@@ -20,6 +20,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from models.dataset import TARGET_WEIGHT
+from models.features import FADING
 from models.linear_weights import UNIT, ItemWeights
 
 # On earlier months of online-retail 300 to 1,000 find as much, within noise, and so do 100 kept.
@@ -71,6 +73,31 @@ def matrix_of(weights: ItemWeights) -> Any:
     """Return the weights as a sparse matrix, float64, shape (I, I)."""
     shape = weights.n_items, weights.n_items
     return sp.csr_matrix((weights.steps / UNIT, weights.others, weights.starts), shape=shape)
+
+
+def fading_pasts(
+    rows: NDArray[np.int64], types: NDArray[np.int64], at: NDArray[np.int64], n_items: int
+) -> Any:
+    """Return what each history wanted up to a position, the older the less, sparse, (B, n_items).
+
+    Parameters
+    ----------
+    rows, types
+        Of histories, rows from 1 and 0 where there is nothing, shape (B, T). What a user took back
+        says nothing.
+    at
+        Positions, shape (B,).
+
+    Examples
+    --------
+    >>> rows, types = np.array([[0, 2, 1]]), np.ones((1, 3), np.int64)
+    >>> fading_pasts(rows, types, np.array([2]), 3).toarray().tolist()[0] == [1.0, FADING, 0.0]
+    True
+    """
+    is_said = (TARGET_WEIGHT[types] > 0) & (rows > 0) & (np.arange(rows.shape[1]) <= at[:, None])
+    owners, places = np.nonzero(is_said)
+    cells = owners, rows[owners, places] - 1
+    return sp.csr_matrix((FADING ** (at[owners] - places), cells), (len(rows), n_items))
 
 
 def among(weights: ItemWeights, items: NDArray[np.int64]) -> ItemWeights:

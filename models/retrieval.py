@@ -10,12 +10,10 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from models.dataset import TARGET_WEIGHT, Histories, Requests, requests_at
-from models.features import FADING, HISTORY
-from models.linear import matrix_of
+from models.linear import fading_pasts, matrix_of
 from models.linear_weights import ItemWeights
 
 K: Final = 100  # items found, as many as a source proposes
@@ -124,14 +122,11 @@ def linear_scores(weights: ItemWeights) -> Score:
     What a user took back says nothing.
     """
     matrix = matrix_of(weights)
-    fading = FADING ** np.arange(HISTORY - 1, -1, -1.0)
 
     def score(requests: Requests) -> NDArray[np.floating]:
-        says = TARGET_WEIGHT[requests.types] > 0
-        users, places = np.nonzero(says & (requests.rows > 0))
-        cells = users, requests.rows[users, places] - 1
-        shape = len(requests.rows), weights.n_items
-        pasts = sp.csr_matrix((fading[places], cells), shape)
+        n_requests, length = requests.rows.shape
+        newest = np.full(n_requests, length - 1)
+        pasts = fading_pasts(requests.rows, requests.types, newest, weights.n_items)
         scores: NDArray[np.floating] = (pasts @ matrix).toarray()
         return scores
 

@@ -265,10 +265,10 @@ def weights_of(teacher: Teacher) -> dict[str, NDArray[Any]]:
 
 
 def teacher_of(config: TeacherConfig, n_items: int, weights: dict[str, NDArray[Any]]) -> Teacher:
-    """Return the teacher that has these weights."""
+    """Return the teacher that has these weights, on the GPU where there is one."""
     teacher = Teacher(config, n_items)
     teacher.load_state_dict({name: torch.from_numpy(own) for name, own in weights.items()})
-    return teacher.eval()
+    return teacher.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _backbone(config: TeacherConfig) -> tuple[nn.Module, int, bool]:

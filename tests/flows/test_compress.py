@@ -16,6 +16,7 @@ from models.features import HISTORY, N_CONTEXT
 from models.serving import StudentScorer
 from models.splits import by_time
 from models.student import StudentConfig
+from models.teacher import Teacher, TeacherConfig
 from models.text import encode_texts
 from models.train import TrainConfig
 from tests.models.chain import ITEMS, chains, follower
@@ -88,6 +89,28 @@ def test_a_teachers_file_of_other_items_is_refused(tmp_path: Path) -> None:
     )
     assert run.exit_code == 1
     assert "cannot read the teacher's file" in run.output
+
+
+def test_weights_from_item_to_item_are_told_beside_a_teacher_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sequences.txt"
+    path.write_text("".join(f"u{n} a b c d e f g h\n" for n in range(20)))
+    run = CliRunner().invoke(app, ["train", "compress", "sequences", str(path), "--linear", "8"])
+    assert run.exit_code == 1
+    assert "name its file with --teacher" in run.output
+
+
+def test_a_student_that_hears_weights_from_item_to_item_is_another_one() -> None:
+    split = by_time(chains(60, 10), validation=0.1, test=0.1)
+    torch.manual_seed(0)
+    sizes = TeacherConfig(width=16, factors=8, hidden=16, feed_forward=32)
+    taught = Teacher(sizes, len(ITEMS)).eval()
+    plan = replace(PLAN, reach=(), training=replace(TRAINING, epochs=1))
+    plan = replace(plan, recovery=replace(plan.recovery, epochs=1))
+    heard = replace(plan, distillation=replace(plan.distillation, linear=8.0))
+    made = [compress(Data(split, ITEMS, ITEMS), own, teacher=taught) for own in (plan, heard)]
+    students = [one.steps[1] for one in made]  # the first row is the teacher's
+    assert students[0].name == students[1].name == "student"
+    assert students[0].parity != students[1].parity
 
 
 def test_the_command_prints_the_steps_and_writes_the_file(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_all_models_answer_the_same_requests_and_json_alone_is_printed(sequences
         assert 0 <= own["calibration_error"] <= 1
         assert 0 < own["auc"]["value"] <= 1
         assert 0 < own["coverage@10"] <= 1
+    assert models["distilled"]["settings"]["linear"] == 0  # of one try: the defaults
     # Items without words have no vectors, and so are all unlike.
     assert models["teacher"]["diversity@10"] == 1.0
     assert set(report["gain_ndcg@10"]) == {
@@ -72,6 +73,19 @@ def test_folds_roll_through_time_and_are_drawn(sequences: Path, tmp_path: Path) 
     mean = report["models"]["item-CF"]["ndcg@10"]["value"]
     assert mean == pytest.approx(sum(each) / 3, abs=1e-4)
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_several_tries_students_hear_item_weights_where_the_validation_is_better_so(
+    sequences: Path,
+) -> None:
+    found = evaluated(
+        sequences, "--models", "distilled", "--tries", "2", "--seeds", "1,2", "--json"
+    )
+    assert found.exit_code == 0, found.output
+    settings = json.loads(found.stdout)["models"]["distilled"]["settings"]
+    worth = {own: settings[f"validation_ndcg@10_linear_{own:g}"] for own in (0.0, 8.0)}
+    assert worth[0.0] != worth[8.0]
+    assert settings["linear"] == max(worth, key=lambda own: worth[own])
 
 
 @pytest.mark.slow  # two processes that load torch

@@ -147,7 +147,8 @@ def test_a_labelled_example_hears_the_language_model_and_the_others_the_teacher(
     weights[:, -2:] = 1.0  # four examples: after 2 and after 3, of both users
     types = (rows > 0) * EVENT_CODE["view"]
     since = np.broadcast_to(np.arange(rows.shape[1]), rows.shape)
-    batch = Windows(rows, types, types, types, None, np.roll(rows, -1, axis=1), weights, since)
+    targets, users = np.roll(rows, -1, axis=1), np.arange(2)
+    batch = Windows(rows, types, types, types, None, targets, weights, since, users)
     told = TeacherLogits(torch.arange(1, 6).expand(4, -1), torch.zeros(4, 5))
     key = np.zeros((1, PROMPT_ITEMS), np.int64)
     key[0, -2:] = [1, 2]
