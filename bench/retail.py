@@ -6,14 +6,14 @@ Asks    of every decision after the cut: is the item it chose in the customer's 
         (decayed over a week) and the ten best of the item-to-item neighbours alone.
 Leaves out latency (see `bench.path`): the shop's ten months pass in a few minutes.
 
-    python -m bench.retail [--path CSV] [--cut 2011-06-01] [--epochs 3] [--limit N]
+    python -m bench.retail [--path CSV] [--cut 2011-06-01] [--epochs 3] [--baskets] [--limit N]
 
 The loop is closed with what the customers really did: where the item of a push is in the
 customer's next invoice, `converted` is sent when that invoice comes, and silence is worth 0. It
 says nothing of what a push would have caused; it lets the policy learn what is bought next.
 
 A student is trained on what is before the cut. All lists leave out what the customer bought
-lately (`bought`, 50 items), as the job does: it recommends new items. Ties go by item_id. The
+lately (`bought`, 200 items), as the job does: it recommends new items. Ties go by item_id. The
 decisions are of a session's end, so the next invoice is a later one of the same customer.
 
 Data: Chen, Sain and Guo 2012 (see ../shared/data/README.md).
@@ -400,6 +400,7 @@ def main() -> None:
     parser.add_argument("--path", type=Path, default=CSV)
     parser.add_argument("--cut", default="2011-06-01")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--baskets", action="store_true", help="train for the next invoice")
     parser.add_argument("--limit", type=int)
     options = parser.parse_args()
     console = Console(stderr=True)
@@ -414,7 +415,7 @@ def main() -> None:
             training.recorded_events(recording, options.cut),
             training.recorded_items(recording),
             work / "student.pfm",
-            config=TrainConfig(epochs=options.epochs),
+            config=TrainConfig(epochs=options.epochs, baskets=options.baskets),
             seed=1,
             console=console,
         )
