@@ -13,8 +13,8 @@ item that came next is known to them. So each user hears weights that were made 
 (cross-fitting): users are dealt into folds by lot, and a fold hears what the other folds say.
 
 On online-retail, by baskets, students that heard them at 8 logits for a weight of 1 were better by
-2.3% on the validation and 2.3% on the test (three seeds, the same teachers); on ml-latest-small
-they were as good as without (`bench/RESULTS.md`).
+2.3% on the validation and 2.3% on the test (three seeds, the same teachers); on ml-latest-small by
+0.5% and -0.5% (`bench/RESULTS.md`).
 
 References
 ----------
