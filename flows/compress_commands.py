@@ -143,7 +143,7 @@ def add_command(app: typer.Typer, fail: Callable[[str], NoReturn]) -> None:
 def _show(found: "Compressed") -> None:
     out = Console()
     table = Table("step", title="from teacher to what serves")
-    for name in ("network KB", "file KB", "ms of 32", "NDCG@10", "validation", "parity"):
+    for name in ("net KB", "file KB", "ms of 32", "NDCG@10", "validation", "parity"):
         table.add_column(name, justify="right")
     for step in found.steps:
         table.add_row(

@@ -49,7 +49,8 @@ class CrossFitted(NamedTuple):
 def cross_fitted(histories: Histories, n_items: int, until_s: int, seed: int) -> CrossFitted:
     """Return weights of what was wanted before a moment, as often as there are folds.
 
-    `seed` deals the users. Each fold costs what `models.linear.item_weights` does.
+    `seed` deals the users. Each fold costs what `models.linear.item_weights` does: all five of
+    online-retail, 3,900 items, take 6 s.
     """
     users, rows = wanted(histories, until_s)
     folds = np.random.default_rng(seed).integers(0, _FOLDS, len(histories.user_ids))
@@ -74,7 +75,7 @@ class LinearGuide:
 
     Notes
     -----
-    A batch of 1,500 examples over 3,900 items costs some 30 ms of CPU.
+    470 examples with 800 candidates each, over 3,900 items, cost 9 ms of CPU.
     """
 
     def __init__(self, guide: Guide, weights: CrossFitted, loudness: float) -> None:
