@@ -15,7 +15,9 @@ from flows import rollout
 from flows.decide import rules
 from flows.settings import Settings
 from flows.training import card_of, from_events
-from models.dataset import Histories
+from models.dataset import Histories, time_split
+from models.push_log import PushLog
+from models.student_outcomes import PushOutcomes
 from models.train import Progress as TrainingProgress
 from models.train import TrainConfig, TrainResult, train_student
 from operators.messages import Event, Item, ModelCard
@@ -30,8 +32,9 @@ def teach(
     config: TrainConfig,
     seed: int,
     console: Console,
+    pushes: PushLog | None = None,
 ) -> tuple[ModelCard, dict[str, float]]:
-    """Train a student; return its card and its metrics.
+    """Train a student, also on what became of pushes; return its card and its metrics.
 
     Raises
     ------
@@ -48,6 +51,10 @@ def teach(
         histories, item_ids, texts = from_events(events, items, rules(settings), read)
         _check(histories)
         progress.update(task, total=1, completed=1)
+        outcomes = None
+        if pushes is not None:
+            cuts = time_split(histories, validation=config.validation, test=config.test)
+            outcomes = PushOutcomes(pushes, histories, item_ids, cuts=cuts, seed=seed)
         fitting = progress.add_task("training", total=None)
 
         def show(at: TrainingProgress) -> None:
@@ -63,6 +70,7 @@ def teach(
             config=config,
             seed=seed,
             on_progress=show,
+            outcomes=outcomes,
         )
     _tell(console, result, histories, len(item_ids))
     return card_of(result.path, result.version), result.metrics

@@ -15,6 +15,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from flows.settings import Settings
+    from models.push_log import PushLog
     from operators.messages import Event, Item
 
 console = Console(stderr=True)
@@ -44,6 +45,7 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         seed: int,
         baskets: bool,
         publish: bool,
+        pushes: "PushLog | None" = None,
     ) -> None:
         try:
             from flows.teach import publish_card, teach
@@ -55,7 +57,14 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         try:
             config = TrainConfig(epochs=epochs, baskets=baskets)
             card, metrics = teach(
-                settings(), events, items, out, config=config, seed=seed, console=console
+                settings(),
+                events,
+                items,
+                out,
+                config=config,
+                seed=seed,
+                console=console,
+                pushes=pushes,
             )
             if publish:
                 publish_card(settings(), card)
@@ -134,9 +143,17 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
         epochs: Epochs = 12,
         seed: Seed = 1,
         baskets: Baskets = False,
+        outcomes: Annotated[
+            bool, typer.Option("--outcomes", help="Learn from what became of pushes, too.")
+        ] = False,
         publish: Publish = False,
     ) -> None:
-        """Train on what `pushflow run archive` has kept: events, and items as they were then."""
+        """Train on what `pushflow run archive` has kept: events, and items as they were then.
+
+        With --outcomes each push whose time to be answered is over counts by 1 / its probability,
+        and the pushes of the test's stretch judge: reward_later is what they earned,
+        reward_later_by_student what they would have by the student's own order.
+        """
         try:
             from flows import archived
         except ImportError as error:
@@ -150,7 +167,17 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
             until_ms = parse_time(until) if until else archived.FOR_EVER_MS
             place = Place(path or current.archive.url)
             events, items = archived.events(place, until_ms), archived.items(place, until_ms)
-            train(events, items, out, epochs=epochs, seed=seed, baskets=baskets, publish=publish)
+            pushes = archived.push_log(current, place, until_ms) if outcomes else None
+            train(
+                events,
+                items,
+                out,
+                epochs=epochs,
+                seed=seed,
+                baskets=baskets,
+                publish=publish,
+                pushes=pushes,
+            )
         except (ArchiveError, ValueError) as error:
             fail(str(error))
 

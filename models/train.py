@@ -48,6 +48,7 @@ from models.linear_weights import ItemWeights
 from models.optimization import deterministic, optimization
 from models.retrieval import is_linear_better
 from models.student import Negatives, Student, StudentConfig, TeacherLogits, next_item_loss
+from models.student_outcomes import PushOutcomes
 from models.student_scores import catalogue_scores
 from models.student_start import SEEDED, factors_of, seed_factors, seed_popularity, wanted
 from models.text import encode_texts
@@ -132,6 +133,7 @@ def train_student(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     teacher: Teacher | None = None,
+    outcomes: PushOutcomes | None = None,
 ) -> TrainResult:
     """Train a student and write its file.
 
@@ -149,6 +151,8 @@ def train_student(
         Called after each step; early stopping may end before `total`.
     teacher
         Turns training into distillation; see `models.student.TeacherLogits`.
+    outcomes
+        Of pushes: the student learns from them, too, and is judged by later ones.
 
     Raises
     ------
@@ -162,6 +166,7 @@ def train_student(
         seed=seed,
         on_progress=on_progress,
         teacher=teacher,
+        outcomes=outcomes,
     )
     model = export_student(fitted.student, item_ids, fitted.metrics, fitted.linear)
     return TrainResult(path, write_model(path, model), fitted.metrics)
@@ -175,6 +180,7 @@ def fit_student(
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
     teacher: Teacher | None = None,
+    outcomes: PushOutcomes | None = None,
 ) -> Fitted:
     """Train a student; as `train_student`, but for the items' text vectors, shape (N, TEXT_DIM)."""
     config = config or TrainConfig()
@@ -187,12 +193,14 @@ def fit_student(
         seeds = factors_of(histories, n_items, config.student.width - 1, cuts[0], seed)
         seed_factors(student, seeds)
         trainer = _Trainer(student, histories, texts, cuts, config=config, seed=seed)
+        trainer.outcomes = outcomes
         epochs = trainer.fit(on_progress or (lambda _: None), teacher)
         metrics = {
             "epochs": float(epochs),
             "trained_until_s": float(cuts[0]),
             "tested_from_s": float(cuts[1]),
             **_test_metrics(student, histories, texts, cuts, config),
+            **(outcomes.metrics(student, trainer.texts) if outcomes else {}),
         }
         network = catalogue_scores(student, texts)
         weights = item_weights(*wanted(histories, cuts[0]), n_items, seed)
@@ -264,11 +272,13 @@ class _Trainer:
             histories, *cuts, limit=config.max_requests, **config.asked
         )
         self.done = 0
+        self.outcomes: PushOutcomes | None = None
         self.average = FadingWeights(student, config.averaging)
 
     def fit(self, on_progress: Callable[[Progress], None], teacher: Teacher | None) -> int:
         """Train to the best epoch; return how many epochs ran."""
         best, best_weights, best_epoch, ndcg = -1.0, None, 0, 0.0
+        outcomes = self.outcomes
         for epoch in range(1, self.config.epochs + 1):
             self.student.train()
             for batch in self._batches():
@@ -281,8 +291,9 @@ class _Trainer:
                 raise ValueError("no events before the validation's start: nothing to train on")
             with self.average.put():
                 ndcg = self._validation_ndcg()
-                if ndcg > best or not len(self.validation):  # nothing to stop by: keep the last
-                    best, best_epoch, best_weights = ndcg, epoch, copied(self.student)
+                worth = ndcg * (outcomes.worth(self.student, self.texts) if outcomes else 1.0)
+                if worth > best or not len(self.validation):  # nothing to stop by: keep the last
+                    best, best_epoch, best_weights = worth, epoch, copied(self.student)
             if epoch - best_epoch >= self.config.patience:
                 break
         if best_weights is not None:
@@ -332,6 +343,8 @@ class _Trainer:
             had=had,
             teacher=None if teacher is None else teacher.on(self.device),
         )
+        if self.outcomes is not None:
+            loss = loss + self.outcomes.loss(student, table)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(student.parameters(), _CLIP_NORM)

@@ -88,7 +88,12 @@ HOMES = {  # third party -> where it may be imported
         *("models/teacher_outcomes.py", "models/teacher_file.py", "models/parallel.py"),
         "models/value_training.py",
         *("models/transformer_encoder.py", "models/media_encoders.py"),
-        *("models/llm_teacher.py", "models/llm_guide.py", "models/linear_guide.py"),
+        *(
+            "models/llm_teacher.py",
+            "models/llm_guide.py",
+            "models/linear_guide.py",
+            "models/student_outcomes.py",
+        ),
     ),
     "transformers": (
         *("models/transformer_encoder.py", "models/media_encoders.py", "models/teacher.py"),

@@ -140,3 +140,10 @@ def test_texts_and_histories_are_in_the_teachers_rows(place: Path) -> None:
     assert [item_ids[row - 1] for row in first] == [f"garden-{n % 4}" for n in range(5)]
     assert texts[0].startswith("music thing 3")
     assert texts[-1] == ""
+
+
+def test_a_student_does_not_learn_from_pushes_of_the_only_item(place: Path, tmp_path: Path) -> None:
+    command = ["train", "archive", str(place), "--outcomes", "--out", str(tmp_path / "s.pfm")]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 1
+    assert "0 pushes of two known items or more" in " ".join(found.output.split())
