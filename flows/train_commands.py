@@ -152,7 +152,8 @@ def make_app(settings: "Callable[[], Settings]", fail: Callable[[str], NoReturn]
 
         With --outcomes each push whose time to be answered is over counts by 1 / its probability,
         and the pushes of the test's stretch judge: reward_later is what they earned,
-        reward_later_by_student what they would have by the student's own order.
+        reward_later_by_student what they would have by the student's own order, which is worth as
+        much as an average of pushes_effective pushes.
         """
         try:
             from flows import archived

@@ -116,17 +116,24 @@ class PushOutcomes:
         """
         if not len(self._between):
             return 1.0
-        return max(self._reward(student, texts, self._between), _TINY)
+        return max(self._reward(student, texts, self._between)[0], _TINY)
 
     def metrics(self, student: Student, texts: Tensor) -> dict[str, float]:
-        """Return what the newest pushes earned, and what they would have by the student."""
+        """Return what the newest pushes earned, and what they would have by the student.
+
+        The estimate is worth as much as one of `pushes_effective` pushes that the student chose.
+        """
         found = {"pushes": float(len(self._past)), "pushes_later": float(len(self._later))}
         if len(self._later):
             found["reward_later"] = float(self._log.rewards[self._later].mean())
-            found["reward_later_by_student"] = self._reward(student, texts, self._later)
+            reward, effective = self._reward(student, texts, self._later)
+            found |= {"reward_later_by_student": reward, "pushes_effective": effective}
         return found
 
-    def _reward(self, student: Student, texts: Tensor, pushes: NDArray[np.int64]) -> float:
+    def _reward(
+        self, student: Student, texts: Tensor, pushes: NDArray[np.int64]
+    ) -> tuple[float, float]:
+        """Return the self-normalised estimate, and its effective sample size."""
         student.eval()
         shares = []
         with torch.no_grad():
@@ -135,7 +142,9 @@ class PushOutcomes:
                 part = pushes[start : start + _BLOCK]
                 shares.append(self._log_shares(student, table, part).exp().cpu().numpy())
         weights = np.concatenate(shares) * self._weights[pushes]
-        return float((weights * self._log.rewards[pushes]).sum() / max(weights.sum(), _TINY))
+        total = max(float(weights.sum()), _TINY)
+        reward = float((weights * self._log.rewards[pushes]).sum()) / total
+        return reward, total**2 / max(float((weights**2).sum()), _TINY)
 
     def _log_shares(self, student: Student, table: Tensor, pushes: NDArray[np.int64]) -> Tensor:
         """Return the log of the student's probability of what was pushed, shape (E,)."""

@@ -93,6 +93,7 @@ def test_what_earns_is_learned_where_the_next_item_says_another_thing(likes_own:
         == pytest.approx(0.9 * (1 - likes_own), abs=0.06)
     )
     assert told.metrics["reward_later_by_student"] == by_told["reward_later_by_student"]
+    assert 1 < by_told["pushes_effective"] < by_told["pushes_later"]
     assert by_told["pushes"] + by_told["pushes_later"] < 1_500  # the others choose the epoch
 
 
