@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.dataset import Histories, gap_buckets, requests_when, time_bucket
-from models.features import scale_context
+from models.dataset import Histories, requests_when
 from models.push_log import PushLog
 from models.softmax import NEVER
 from models.student import Student
+from models.student_scores import users_of
 
 _MOST_WEIGHT: Final = 10.0  # of a push, in units of the mean
 _FEWEST: Final = 10  # pushes before the cut
@@ -153,13 +153,9 @@ class PushOutcomes:
             [self._log.user_ids[push] for push in pushes],
             self._log.decided_ms[pushes] // 1_000,
         )
-        ages = np.where(asked.rows[:, -1] > 0, time_bucket(asked.age_s[:, -1]), 0)
-        columns = (asked.rows, asked.types, gap_buckets(asked.rows, asked.age_s))
-        more = (scale_context(asked.contexts), ages, self._rows[pushes], self._chosen[pushes])
-        given = (torch.from_numpy(own).to(table.device) for own in (*columns, *more))
-        rows, types, gaps, contexts, age, arms, chosen = given
-        states = student.encode(table, rows, types, gaps)[:, -1]  # (E, 2W)
-        users = student.users(states, contexts, age)  # (E, W)
+        users = users_of(student, table, asked)  # (E, W)
+        given = self._rows[pushes], self._chosen[pushes]
+        arms, chosen = (torch.from_numpy(own).to(table.device) for own in given)
         scores = (F.embedding(arms, table) @ users[:, :, None])[..., 0]  # (E, K)
         scores = scores.masked_fill(arms == 0, NEVER)
         logs: Tensor = torch.log_softmax(scores, dim=1).gather(1, chosen[:, None])[:, 0]

@@ -27,14 +27,19 @@ def catalogue_scores(
         table = student.item_table(torch.as_tensor(texts, device=device))  # (N + 1, W)
 
     def score(requests: Requests) -> NDArray[np.float32]:
-        rows, gaps = requests.rows, gap_buckets(requests.rows, requests.age_s)
-        ages = np.where(rows[:, -1] > 0, time_bucket(requests.age_s[:, -1]), 0)
-        asked = (rows, requests.types, gaps, scale_context(requests.contexts), ages)
-        *columns, contexts, ages_of = (torch.from_numpy(own).to(device) for own in asked)
         with torch.no_grad():
-            newest = student.encode(table, *columns)[:, -1]  # (B, 2W)
-            users = student.users(newest, contexts, ages_of)
+            users = users_of(student, table, requests)  # (B, W)
             scores: NDArray[np.float32] = (users @ table[1:].T).cpu().numpy()
         return scores
 
     return score
+
+
+def users_of(student: Student, table: Tensor, requests: Requests) -> Tensor:
+    """Return the vectors of the users who ask, shape (B, W); `table` of `Student.item_table`."""
+    rows, gaps = requests.rows, gap_buckets(requests.rows, requests.age_s)
+    ages = np.where(rows[:, -1] > 0, time_bucket(requests.age_s[:, -1]), 0)
+    asked = (rows, requests.types, gaps, scale_context(requests.contexts), ages)
+    *columns, contexts, ages_of = (torch.from_numpy(own).to(table.device) for own in asked)
+    newest = student.encode(table, *columns)[:, -1]  # (B, 2W)
+    return student.users(newest, contexts, ages_of)

@@ -53,6 +53,21 @@ def push(number: int, user: int, item_id: str) -> Decision:
     )  # fmt: skip
 
 
+def write(
+    directory: Path,
+    items: list[Item],
+    events: list[Event],
+    pushes: list[Decision],
+    feedback: list[Feedback],
+) -> None:
+    """Write an archive of these messages."""
+    to = Place(str(directory))
+    archive(to, "push.events.v1", [(e.time_ms, e.user_id, encode(e)) for e in events])
+    archive(to, "push.items.v1", [(0, i.item_id, encode(i)) for i in items])
+    archive(to, "push.decisions.v1", [(d.decided_at, d.user_id, encode(d)) for d in pushes])
+    archive(to, "push.feedback.v1", [(f.time_ms, f.user_id, encode(f)) for f in feedback])
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an archive: five views of each user's own taste, and pushes of any item."""
@@ -84,11 +99,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Feedback(feedback_id=u, decision_id="-", user_id=u, type="accepted", time_ms=end_ms)
         for u in ("u00", "u01")
     ]
-    to = Place(str(directory))
-    archive(to, "push.events.v1", [(e.time_ms, e.user_id, encode(e)) for e in events])
-    archive(to, "push.items.v1", [(0, i.item_id, encode(i)) for i in items])
-    archive(to, "push.decisions.v1", [(d.decided_at, d.user_id, encode(d)) for d in pushes])
-    archive(to, "push.feedback.v1", [(f.time_ms, f.user_id, encode(f)) for f in feedback])
+    write(directory, items, events, pushes, feedback)
     return directory
 
 

@@ -10,12 +10,9 @@ from typer.testing import CliRunner, Result
 from flows.cli import app
 from models.arms import N_ARM, N_POLICY_CONTEXT, policy_spec_hash
 from models.serving import StudentScorer
-from operators.archive_files import Place
-from operators.codec import encode
 from operators.messages import Action, Decision, Event, Feedback, Item, Learning, TriggerRef
 from tests.flows import world as w
-from tests.flows.test_archived import archive
-from tests.flows.test_outcomes import ANY, HOUR_MS, ITEMS
+from tests.flows.test_outcomes import ANY, HOUR_MS, ITEMS, write
 
 USERS, VIEWS, PUSHES = 30, 20, 600
 SHARES = (0.2, 0.6, 0.2)  # of a garden, of music, of nothing: the log likes what is not opened
@@ -66,11 +63,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     feedback.append(
         Feedback(feedback_id="u", decision_id="-", user_id="u00", type="accepted", time_ms=end_ms)
     )
-    to = Place(str(directory))
-    archive(to, "push.events.v1", [(e.time_ms, e.user_id, encode(e)) for e in events])
-    archive(to, "push.items.v1", [(0, i.item_id, encode(i)) for i in items])
-    archive(to, "push.decisions.v1", [(d.decided_at, d.user_id, encode(d)) for d in pushes])
-    archive(to, "push.feedback.v1", [(f.time_ms, f.user_id, encode(f)) for f in feedback])
+    write(directory, items, events, pushes, feedback)
     return directory
 
 
