@@ -5,15 +5,23 @@ Owns    the array that scoring reads where it lies, and when a row is embedded a
 """
 
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.compiled import compiled, fetch
+from models.neighbours import GRID
+
 Rows = NDArray[np.int64]
 Embed = Callable[[list[str], NDArray[np.float32]], NDArray[np.float32]]
 
+# Length of a typical vector in an index, where 1 is the bound: columns have room for 4 times their
+# usual size.
+TYPICAL: Final = 0.25
 _SIGN_AND_SIZE = np.int32(-0x70002000)  # bits of a float32 that a float16's fill, once in place
 _BIAS = np.float32(2.0 ** (127 - 15))  # the exponents' zeros lie apart
+_AHEAD: Final = 12  # rows that are fetched before they are read
 _AT_ONCE = 65_536  # rows embedded in one call: 16 MB of text vectors
 
 
@@ -31,6 +39,49 @@ def widened(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     floats: NDArray[np.float32] = bits.view(np.float32)
     floats *= _BIAS
     return floats
+
+
+def directions(table: NDArray[np.float16], rows: Rows, length: float) -> NDArray[np.float32]:
+    """Return what an index finds rows by: vectors on the grid of `models.neighbours`, (..., M).
+
+    Parameters
+    ----------
+    table
+        C-contiguous, shape (R, M).
+    rows
+        Shape (...).
+    length
+        Of a typical vector of the table, which is made `TYPICAL`. Columns 4 times as long as is
+        usual, and longer, are all the same: so that no vector is longer than 1.
+
+    >>> directions(np.float16([[0, 0], [1, -9]]), np.array([1]), 1.0).tolist()
+    [[0.25, -0.70703125]]
+    """
+    n_columns = table.shape[1]
+    scale, most = np.float32(TYPICAL / length * GRID), np.float32(GRID // np.sqrt(n_columns))
+    found = np.empty((rows.size, n_columns), np.float32)
+    _scaled(table.view(np.int16), rows.ravel(), scale, most, np.float32(1 / GRID), found)
+    return found.reshape(*rows.shape, n_columns)
+
+
+@compiled("void(int16[:, ::1], int64[::1], float32, float32, float32, float32[:, ::1])")
+def _scaled(
+    table: NDArray[np.int16],
+    rows: Rows,
+    scale: np.float32,
+    most: np.float32,
+    step: np.float32,
+    found: NDArray[np.float32],
+) -> None:
+    """Write rows of a table of float16 as whole numbers within bounds, times a step."""
+    for at in range(len(rows)):
+        if at + _AHEAD < len(rows):
+            fetch(table, rows[at + _AHEAD])
+        own = table[rows[at]]
+        for column in range(found.shape[1]):
+            bits = np.int32((np.int32(own[column]) << 13) & _SIGN_AND_SIZE)
+            number = np.rint(bits.view(np.float32) * _BIAS * scale)
+            found[at, column] = min(max(number, -most), most) * step
 
 
 class ItemVectors:

@@ -5,18 +5,22 @@ Emits   the places of those that stay, in order.
 Owns    no state.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.compiled import compiled
+from models.compiled import compiled, fetch
 
 Rows = NDArray[np.int64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Whole = int | np.integer[Any]
 
-_COMPARED_TO: Final = 64  # the best rows by content: all products would cost twice as much
+_COMPARED_TO: Final = 64  # the best rows by content: to all would cost twice as much
+_LOOKED_AT: Final = 8  # columns that tell of nearly all that they are no copies
+_NEVER: Final = 1 << 13  # in steps, of a column: far apart from any
+_LONGEST: Final = 2.02  # squared lengths of two vectors, added up
 
 
 @compiled()
@@ -55,6 +59,27 @@ def _are_excess(codes: Ints, cap: int, taken: NDArray[np.int32]) -> Flags:
 
 
 @compiled()
+def _is_near(
+    steps: NDArray[np.int16],
+    rows: Rows,
+    own: NDArray[np.int16],
+    apart: NDArray[np.int32],
+    most_apart: Whole,
+    least: Any,
+) -> bool:
+    """Return whether the product of a vector with one that is not far apart is at least `least`."""
+    for before in range(len(apart)):
+        if apart[before] <= most_apart:
+            other, total = steps[rows[before]], np.int32(0)
+            for column in range(steps.shape[1]):
+                product = np.int32(np.int32(own[column]) * np.int32(other[column]))
+                total = np.int32(total + product)
+            if total >= least:
+                return True
+    return False
+
+
+@compiled()
 def _are_copies(
     keys: NDArray[np.uint64],
     steps: NDArray[np.int16],
@@ -69,7 +94,12 @@ def _are_copies(
     on a grid, so products are exact. Nobody asks behind the first `limit` that are neither.
     """
     n_compared = _COMPARED_TO if least <= 1 else 0
-    least_steps = least * 2.0**22
+    # Of two vectors at most 1 long whose product is `least` or more, the squared differences of
+    # some columns add up to no more.
+    most_apart = np.int32((_LONGEST - 2 * least) * 2.0**22)
+    n_looked_at = min(_LOOKED_AT, steps.shape[1])
+    best = np.full((n_looked_at, _COMPARED_TO), _NEVER, np.int32)  # by column; of copies nothing
+    apart = np.empty(_COMPARED_TO, np.int32)
     is_copy = np.zeros(len(rows), np.bool_)
     n_good = 0
     for at in range(len(rows)):
@@ -79,12 +109,19 @@ def _are_copies(
         for before in range(at):
             is_same |= bool(keys[before] == keys[at] and not is_copy[before])
         own = steps[rows[at]]
-        for before in range(0 if is_same else min(at, n_compared)):
-            other, total = steps[rows[before]], np.int32(0)
-            for column in range(steps.shape[1]):
-                product = np.int32(np.int32(own[column]) * np.int32(other[column]))
-                total = np.int32(total + product)
-            is_same |= bool(total >= least_steps and not is_copy[before])
+        if n_compared and not is_same:
+            apart[:] = 0
+            for column in range(n_looked_at):
+                number = np.int32(own[column])
+                for before in range(_COMPARED_TO):
+                    difference = np.int32(best[column, before] - number)
+                    apart[before] += np.int32(difference * difference)
+            if apart.min() <= most_apart:
+                near = apart[: min(at, n_compared)]
+                is_same = _is_near(steps, rows, own, near, most_apart, least * 2.0**22)
+        if at < n_compared and not is_same:
+            for column in range(n_looked_at):
+                best[column, at] = own[column]
         is_copy[at] = is_same
         n_good += not is_same and not is_excess[at]
     return is_copy
@@ -120,6 +157,9 @@ def thinned(
     compared
         Rows of which copies are looked for.
     """
+    for at in range(min(compared, len(rows))):
+        fetch(steps, rows[at])
+        fetch(text_key, rows[at])
     codes = np.empty(len(rows), np.int64)
     for at in range(len(rows)):
         codes[at] = category[rows[at]]

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.compiled import compiled
+from models.compiled import compiled, fetch
 
 Rows = NDArray[np.int64]
 Ints = NDArray[np.int64]
@@ -30,11 +30,10 @@ WEIGHT_UNIT: Final = 65_536  # a recency weight of 1
 IN_CART: Final = 4 * WEIGHT_UNIT
 _STEPS: Final = 2.0**23  # of what the strongest pair says of the most recent item
 _LEAST_STRENGTH: Final = 1e-30  # of a pair: less is nothing
-_POWERS: Final = 2.0 ** (np.arange(32) - 25)  # of a float16's exponents
-_LARGEST: Final = 1 << 23  # of products of vectors in steps: they stay well below
-_LEAST: Final = -(1 << 31)
-_BUCKET_BITS: Final = 13  # a width of 0.002
-_BUCKETS: Final = 2 * _LARGEST >> _BUCKET_BITS
+_SIGN_AND_SIZE: Final = np.int32(-0x70002000)  # bits of a float32 that a float16's fill
+_BIAS: Final = np.float32(2.0 ** (127 - 15))  # the exponents' zeros lie apart
+_BUCKETS: Final = 1_024  # of values: narrow enough that few lie in that of the last one wanted
+_FETCHED: Final = 16  # int32 numbers that memory gives at once
 
 
 @compiled()
@@ -105,6 +104,25 @@ def _best(values: Ints, rows: Rows, n: Whole, id_hash: Ints, limit: int) -> Ints
 
 
 @compiled()
+def _reached(values: Ints, wanted: int) -> np.int64:
+    """Return what so many of some values reach, and not many more; 1 where fewer are above 0."""
+    largest = np.int64(1)
+    for value in values:
+        largest = max(largest, value)
+    shift = 0
+    while largest >> shift >= _BUCKETS:
+        shift += 1
+    counts = np.zeros(_BUCKETS, np.int64)
+    for value in values:
+        counts[value >> shift] += 1
+    bucket, n = _BUCKETS, 0
+    while bucket > 0 and n < wanted:
+        bucket -= 1
+        n += counts[bucket]
+    return max(np.int64(bucket) << shift, np.int64(1))
+
+
+@compiled()
 def _are_allowed(rules: Rules, rows: Rows) -> Flags:
     """Return which rows may be proposed."""
     # Taken apart once: each time it is, Numba counts who holds the arrays.
@@ -133,13 +151,8 @@ def _are_allowed(rules: Rules, rows: Rows) -> Flags:
 @compiled()
 def _widened(half: np.int16) -> np.float64:
     """Return the number whose bits as a float16 these are, exactly; of finite ones."""
-    bits = np.int64(half) & 0x7FFF
-    exponent, size = bits >> 10, np.float64(bits & 1_023)
-    power = _POWERS[1]
-    if exponent:
-        size, power = size + 1_024, _POWERS[exponent]
-    number: np.float64 = np.float64(-size if half < 0 else size) * power
-    return number
+    bits = np.int32((np.int32(half) << 13) & _SIGN_AND_SIZE)
+    return np.float64(bits.view(np.float32) * _BIAS)
 
 
 @compiled(f"int64[::1]({_RULES}, int64[::1], int64)")
@@ -192,6 +205,49 @@ def _part(
     return np.int64(starts[row]), n if n < most else np.int64(most)
 
 
+@compiled()
+def _ask_for(
+    recent: Rows,
+    most: int,
+    starts: NDArray[np.uint32],
+    lengths: NDArray[np.int32],
+    others: NDArray[np.int32],
+    strengths: NDArray[np.int16],
+) -> None:
+    """Have the neighbours of rows fetched; as `beside` has them."""
+    for row in recent:
+        if row < len(lengths):
+            fetch(starts, row)
+            fetch(lengths, row)
+    for row in recent:
+        start, n_own = _part(starts, lengths, row, most)
+        for at in range(start, start + n_own, _FETCHED):
+            fetch(others, at)
+            fetch(strengths, at)
+
+
+@compiled()
+def _best_allowed(rules: Rules, rows: Rows, values: Ints, id_hash: Ints, limit: int) -> Rows:
+    """Return those of the largest values, all at least 0, that may be proposed; none of value 0."""
+    n_rows = len(values)
+    found, own = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64)
+    # The rules are looked up for what would be among the best: for all where that is too few.
+    least = _reached(values, limit + len(rules[7]) + len(rules[8]))
+    while True:
+        n_above = n = 0
+        for at in range(n_rows):
+            if values[at] >= least:
+                found[n_above], own[n_above] = rows[at], values[at]
+                n_above += 1
+        is_allowed = _are_allowed(rules, found[:n_above])
+        for at in range(n_above):
+            found[n], own[n] = found[at], own[at]
+            n += is_allowed[at]
+        if n >= limit or least == 1:
+            return found[_best(own, found, n, id_hash, limit)]
+        least = np.int64(1)
+
+
 @compiled(
     f"int64[::1]({_RULES}, int64[::1], int64[::1], int64, uint32[::1], int32[::1], int32[::1], "
     "int16[::1], float32[::1], int64[::1], int32[::1], int64)"
@@ -221,6 +277,7 @@ def beside(
     starts, lengths, others, strengths
         Of all rows, as `models.ragged` has them: neighbours, and the bits of float16 numbers.
     """
+    _ask_for(recent, most, starts, lengths, others, strengths)
     strongest = np.int16(0)  # as bits, which are in the order of the numbers
     n_said = np.int64(0)
     for row in recent:
@@ -228,85 +285,27 @@ def beside(
         n_said += n_own
         for at in range(start, start + n_own):
             strongest = max(strongest, strengths[at])
-    distinct, sums = np.empty(n_said + 1, np.int64), np.zeros(n_said + 1, np.float64)
+    distinct, says = np.empty(n_said + 1, np.int64), np.empty(most, np.int32)
     n_distinct = 0
     scale = _STEPS / (WEIGHT_UNIT * max(_widened(strongest), _LEAST_STRENGTH))
     for place in range(len(recent)):
         weight = weights[place] * scale
         start, n_own = _part(starts, lengths, recent[place], most)
-        for at in range(start, start + n_own):
-            # Without a branch, for half of them are new.
-            other = np.int64(others[at])
-            slot = np.int64(slots[other])
-            n_distinct += slot == 0
-            slot = slot if slot else n_distinct
-            slots[other], distinct[slot] = slot, other
-            sums[slot] += np.rint(_widened(strengths[at]) * weight)
-    found = distinct[1 : n_distinct + 1]
-    is_allowed = _are_allowed(rules, found)
-    values, n = np.empty(n_distinct, np.int64), 0
+        for at in range(n_own):  # of many at once
+            says[at] = np.int32(np.rint(max(_widened(strengths[start + at]) * weight, 0.0)))
+        for at in range(n_own):
+            # Without a branch, for half of them are new. What says 0 so far is written twice.
+            other = others[start + at]
+            total = slots[other]
+            distinct[n_distinct] = other
+            n_distinct += total == 0
+            slots[other] = total + says[at]
+    totals = np.empty(n_distinct, np.int64)
     for at in range(n_distinct):
-        row, total = found[at], sums[at + 1]
+        row = distinct[at]
+        totals[at] = np.int64(np.rint(np.float64(slots[row]) * np.float64(rarity[row])))
         slots[row] = 0
-        if total > 0 and is_allowed[at]:
-            found[n], values[n] = row, np.int64(np.rint(total * np.float64(rarity[row])))
-            n += 1
-    return found[_best(values, found, n, id_hash, limit)]
-
-
-@compiled(
-    "void(int16[:, ::1], int64, int64[::1], int16[:, ::1], int64[:, ::1], int64[:, ::1], "
-    "int64[:, ::1])"
-)
-def nearest(
-    steps: NDArray[np.int16],
-    n_vectors: int,
-    hashes_of: Ints,
-    queries: NDArray[np.int16],
-    values: Ints,
-    hashes: Ints,
-    places: Ints,
-) -> None:
-    """Write for each of B queries which vectors have the largest products, the largest first.
-
-    Parameters
-    ----------
-    steps
-        Vectors of at least `n_vectors`, in steps, shape (N, D).
-    hashes_of
-        Of the vectors' ids, shape (N,).
-    queries
-        In steps, shape (B, D).
-    values, hashes, places
-        To be written, shape (B, L), L at most `n_vectors`: products in steps of 2^-22, hashes,
-        and which of the vectors.
-    """
-    limit = places.shape[1]
-    products, counts = np.empty(n_vectors, np.int32), np.empty(_BUCKETS, np.int64)
-    for b in range(len(queries)):
-        query = queries[b]
-        for place in range(n_vectors):
-            own, total = steps[place], np.int32(0)
-            for column in range(steps.shape[1]):
-                product = np.int32(np.int32(own[column]) * np.int32(query[column]))
-                total = np.int32(total + product)
-            products[place] = total
-        counts[:] = 0
-        for product in products:
-            # Who sends longer vectors than 1 must not have us write beside the counts.
-            at = (np.int64(product) + _LARGEST) >> _BUCKET_BITS
-            counts[0 if at < 0 else at if at < _BUCKETS else _BUCKETS - 1] += 1
-        # Most are below the bucket of the last one that is wanted.
-        bucket, n_above = _BUCKETS, 0
-        while n_above < limit:
-            bucket -= 1
-            n_above += counts[bucket]
-        least, n = (bucket << _BUCKET_BITS) - _LARGEST if bucket else _LEAST, 0
-        for place in range(n_vectors):
-            if products[place] >= least:
-                value = products[place]
-                n = _put(values[b], hashes[b], places[b], n, value, hashes_of[place], place)
-        _put_in_order(values[b], hashes[b], places[b], n)
+    return _best_allowed(rules, distinct, totals, id_hash, limit)
 
 
 @compiled(
@@ -397,6 +396,9 @@ def fused(
         By source and place in its list: what it says above the lowest `place_bits`, which tell the
         source; shape (S, at least the longest list).
     """
+    for row in rows:
+        fetch(slots, row)
+        fetch(id_hash, row)
     held = np.empty((3, len(rows)), np.int64)
     n_held = start = 0
     for source in range(len(ends)):

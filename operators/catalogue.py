@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from models.features import TEXT_DIM
 from models.item_counts import COUNTRIES, HOUR_BLOCKS, INTEREST, NEIGHBOURS
 from models.item_rows import CLOSES, OPENS, ItemRows
-from models.item_vectors import Embed, ItemVectors, widened
+from models.item_vectors import TYPICAL, Embed, ItemVectors, directions
 from models.neighbours import GRID, to_grid
 from models.ragged import Ragged
 from models.text import encode_texts
@@ -48,9 +48,6 @@ _REPEAT_PRIOR: Final = 10.0  # purchases: a single one that came back says littl
 _STRONGEST: Final = 65_504.0  # pair: the largest float16
 _AT_ONCE: Final = 65_536  # rows whose vectors are looked at in one call, 16 MB
 _DECODED: Final = 4_096  # items kept ready to be shown, 1 kB each
-# Length of a typical student vector in the index, where 1 is the bound: columns have room for 4
-# times their usual size.
-_TYPICAL: Final = 0.25
 
 
 class _Shown(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -280,7 +277,7 @@ class Catalogue(ItemRows):
             embedded = self._vectors.update(self.n_rows, named, self._text_vectors, reworded)
             dim = self._vectors.table.shape[1]
             if len(self.tower) == 0 and dim:
-                self.tower = VectorIndex(dim, self._student_vectors, self._hashes, length=_TYPICAL)
+                self.tower = VectorIndex(dim, self._student_vectors, self._hashes, length=TYPICAL)
             rows = np.union1d(touched, embedded)
             self._follow(self.tower, rows, self.is_among(rows, embedded))
         old_of_new = self.settle()
@@ -322,17 +319,7 @@ class Catalogue(ItemRows):
         return self.text_vectors[rows].astype(np.float32) * np.float32(1 / GRID)
 
     def _student_vectors(self, rows: Rows) -> NDArray[np.float32]:
-        table = self.item_table
-        # In place: a batch asks for half a million columns.
-        vectors = widened(table.take(rows, axis=0))
-        vectors *= np.float32(_TYPICAL / self._length * GRID)
-        np.rint(vectors, out=vectors)
-        # No column is longer than what keeps the whole vector within 1.
-        most = np.float32(GRID // np.sqrt(table.shape[1]))
-        np.minimum(vectors, most, out=vectors)
-        np.maximum(vectors, -most, out=vectors)
-        vectors *= np.float32(1 / GRID)
-        return vectors
+        return directions(self.item_table, rows, self._length)
 
 
 def _document(item: Item) -> bytes:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.arms import DESIGN, SOURCES
+from models.features import TEXT_DIM
 from models.item_rows import ItemRows
 from models.merging import (
     MAX_DEPTH,
@@ -20,6 +21,7 @@ from models.merging import (
     Merger,
     learned_factors,
 )
+from models.neighbours import in_steps, to_grid
 from tests.models.moments import NONE, items_of, query, rows_of
 
 IDS = [f"i{n:02d}" for n in range(40)]
@@ -149,6 +151,25 @@ def test_a_copy_of_a_copy_that_was_dropped_stays() -> None:
         items.text_vectors[row, :2] = np.rint([2048 * np.cos(angle), 2048 * np.sin(angle)])
     found = merged({"content": IDS[:3]}, items=items, copy_cosine=0.96)  # cos .25 = .969
     assert ids(found, items) == ["i00", "i02"]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.5, 0.9, 0.98, 1.0]))
+def test_near_copies_are_those_of_all_products(seed: int, least: float) -> None:
+    rng = np.random.default_rng(seed)
+    # Around few centres, so that cosines lie on both sides of what is a copy.
+    centres = rng.normal(size=(4, TEXT_DIM))
+    spreads = rng.choice([0.02, 0.2, 0.6], (120, 1))
+    drawn = centres[rng.integers(0, 4, 120)] + spreads * rng.normal(size=(120, TEXT_DIM))
+    vectors = to_grid(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    items = items_of([f"n{n:03d}" for n in range(120)], text_vectors=in_steps(vectors))
+    kept: list[int] = []
+    for n, vector in enumerate(vectors):
+        better = vectors[[one for one in kept if one < 64]]  # the best 64 alone are compared with
+        if not (better @ vector >= np.float32(least)).any():
+            kept.append(n)
+    proposed = {"content": list(items.item_ids)[1:]}
+    found = ids(merged(proposed, items=items, copy_cosine=least, limit=100), items)
+    assert found == [f"n{n:03d}" for n in kept][:100]
 
 
 def test_copies_make_room_for_others_within_the_limit() -> None:

@@ -14,12 +14,12 @@ from tests.models.moments import items_of, query
 
 
 @cache
-def shop(n: int, most: int) -> ItemRows:
-    """Return n items with up to `most` neighbours, of which some cannot be had."""
+def shop(n: int, most: int, servable: float = 0.9) -> ItemRows:
+    """Return n items with up to `most` neighbours, of which a share can be had."""
     rng = np.random.default_rng(n)
     items = items_of(
         [f"i{i}" for i in range(n)],
-        is_servable=rng.random(n) < 0.9,
+        is_servable=rng.random(n) < servable,
         rarity=rng.random(n).astype(np.float32),
     )
     for row in range(1, n + 1):
@@ -63,6 +63,13 @@ def test_it_finds_what_adding_one_by_one_finds(n: int, most: int, limit: int) ->
     queries = moments(shop(n, most), 11)
     found = NeighbourSource(limit).propose(queries)
     assert [rows.tolist() for rows in found] == [plain(one, limit) for one in queries]
+
+
+@pytest.mark.parametrize("servable", [0.0, 0.03])
+def test_what_is_left_is_found_where_nearly_all_of_the_best_are_refused(servable: float) -> None:
+    queries = moments(shop(1_000, 60, servable), 11)
+    found = NeighbourSource(20).propose(queries)
+    assert [rows.tolist() for rows in found] == [plain(one, 20) for one in queries]
 
 
 def test_a_query_does_not_feel_the_others_of_its_batch() -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.item_rows import ItemRows
-from models.retrieval_kernels import fused, nearest, unlike
+from models.retrieval_kernels import fused, unlike
 from models.sources import Query
 from tests.models.moments import NOW_MS, items_of, query
 
@@ -70,31 +70,3 @@ def test_what_is_said_is_added_up_by_row(said: list[tuple[int, int]], limit: int
         assert total == [sums[row] for row in wanted]
         assert most == [max(v for r, v in said if r == row) << 4 | 3 for row in wanted]
         assert not SHOP.slots.any()
-
-
-def test_the_nearest_are_those_of_the_largest_products_whatever_the_batch() -> None:
-    rng = np.random.default_rng(1)
-    # Few values, so that many products tie.
-    steps = rng.integers(-3, 4, (1_000, 8)).astype(np.int16)
-    hashes = rng.permutation(1_000)
-    queries = rng.integers(-3, 4, (5, 8)).astype(np.int16)
-    products = queries.astype(np.int64) @ steps.T.astype(np.int64)
-    for batch in (slice(0, 5), slice(2, 3)):
-        own = queries[batch]
-        values, places, kept = (np.empty((len(own), 40), np.int64) for _ in range(3))
-        nearest(steps, 900, hashes, own, values, kept, places)
-        for b, line in enumerate(products[batch, :900]):
-            wanted = np.lexsort((hashes[:900], line))[::-1][:40]
-            assert places[b].tolist() == wanted.tolist()
-            assert values[b].tolist() == line[wanted].tolist()
-
-
-def test_vectors_longer_than_one_are_ranked_all_the_same() -> None:
-    rng = np.random.default_rng(2)
-    steps = rng.integers(-9_000, 9_000, (300, 8)).astype(np.int16)
-    queries, hashes = steps[:2].copy(), np.arange(300)
-    products = queries.astype(np.int64) @ steps.T.astype(np.int64)
-    assert np.abs(products).max() > 2**24
-    values, places, kept = (np.empty((2, 300), np.int64) for _ in range(3))
-    nearest(steps, 300, hashes, queries, values, kept, places)
-    assert (values == np.sort(products, axis=1)[:, ::-1]).all()

@@ -121,17 +121,6 @@ def test_slices_make_the_same_table_while_the_catalogue_changes(scorer: StudentS
     check(items, catalogue, scorer)
 
 
-def test_codes_for_the_scan_are_made_while_slices_are(
-    scorer: StudentScorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    catalogue = shop()
-    items = StudentItems(catalogue, scorer)
-    monkeypatch.setattr(items.tower, "_scan_from", 10)
-    while not items.follow(16):
-        assert items.tower._codes is not None
-    check(items, catalogue, scorer)
-
-
 def test_a_view_shares_all_but_the_index(scorer: StudentScorer) -> None:
     catalogue = shop()
     items = StudentItems(catalogue, scorer)
