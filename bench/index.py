@@ -186,7 +186,7 @@ def resident_mb() -> float:
 
 def grown_mb(n: int, most_neighbours: int) -> float:
     """Return what this process grows by for n items, all indexes in use, MB."""
-    index_of(normal(10_000).rows).search(normal(10_000).queries, 1)  # faiss itself is no item
+    index_of(normal(10_000).rows).search(normal(10_000).queries, 1)  # what is loaded is no item
     gc.collect()
     before = resident_mb()
     catalogue = shop(n, most_neighbours)

@@ -22,7 +22,7 @@ TYPICAL: Final = 0.25
 _SIGN_AND_SIZE = np.int32(-0x70002000)  # bits of a float32 that a float16's fill, once in place
 _BIAS = np.float32(2.0 ** (127 - 15))  # the exponents' zeros lie apart
 _AHEAD: Final = 12  # rows that are fetched before they are read
-_AT_ONCE = 65_536  # rows embedded in one call: 16 MB of text vectors
+_AT_ONCE = 16_384  # rows embedded in one call: 4 MB of text vectors
 
 
 def widened(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

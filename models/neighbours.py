@@ -43,16 +43,6 @@ def to_grid(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     return scaled
 
 
-def in_steps(vectors: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Return vectors on the grid in steps of it, same shape.
-
-    >>> in_steps(np.float32([-1, 2.0**-11])).tolist()
-    [-2048, 1]
-    """
-    steps: NDArray[np.int16] = np.rint(vectors * np.float32(GRID)).astype(np.int16)
-    return steps
-
-
 def hash_of(item_id: str) -> int:
     """Return the hash of an id by which ties go, in [0, 2^63).
 
@@ -72,30 +62,16 @@ def score_values(scores: NDArray[np.float32]) -> NDArray[np.int64]:
     return values
 
 
-def best_of_each(
-    values: NDArray[np.int64], hashes: NDArray[np.int64], limit: int
-) -> list[NDArray[np.int64]]:
-    """Return the places of at most `limit` values of each row, the largest first, ties by hash.
+def order_of_each(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places of all values of each row, the largest first, ties by hash.
 
     Parameters
     ----------
     values, hashes
-        int64 in [0, 2^32), below 0 to be left out, and `hash_of` their ids, shape (B, n).
+        int64 in [-2^31, 2^32), and `hash_of` their ids, shape (B, n).
 
     Examples
     --------
-    >>> best = best_of_each(np.array([[3, 8, 3], [-1, -1, 0]]), np.array([[1, 2, 3]] * 2) << 40, 2)
-    >>> [places.tolist() for places in best]
-    [[1, 2], [2]]
-    """
-    lengths = np.minimum(np.count_nonzero(values >= 0, axis=1), limit).tolist()
-    places = order_of_each(values, hashes)
-    return [own[:length] for own, length in zip(places, lengths, strict=True)]
-
-
-def order_of_each(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the places of all values of each row, the largest first; as `best_of_each` has them.
-
     >>> order_of_each(np.array([[3, 8, 3], [-1, 0, -1]]), np.array([[1, 2, 3]] * 2) << 40)[:, 0]
     array([1, 1])
     """

@@ -27,7 +27,7 @@ from models.vector_index import VectorIndex
 
 Rows = NDArray[np.int64]
 
-_AT_ONCE: Final = 65_536  # rows embedded in one call: 16 MB of text vectors
+_AT_ONCE: Final = 16_384  # rows embedded in one call: 4 MB of text vectors
 
 
 class StudentItems:

@@ -1,4 +1,4 @@
-"""Nearest vectors by inner product: approximate where there are many, and the same everywhere.
+"""Nearest vectors by inner product: nearly exact, and the same everywhere.
 
 Reads   rows, and by functions their vectors and the hashes of their ids.
 Emits   for each query of a batch the best rows with exact scores.
@@ -22,7 +22,7 @@ from models.neighbours import order_of_each, score_values
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-_AT_ONCE: Final = 65_536  # rows encoded in one call: 50 MB of scratch
+_AT_ONCE: Final = 8_192  # rows written in one call: 8 MB of scratch
 _QUERIES: Final = 64  # in one call: bounds the scratch, 2 MB
 _REFINED: Final = 8  # queries whose rows are looked at together: their vectors stay in cache
 _SPARE: Final = 16  # proposed beyond the limit and an eighth of it: small limits need it

@@ -46,7 +46,7 @@ _RARITY_POWER: Final = 0.25
 _RARITY_PRIOR: Final = 5.0  # weighted interactions
 _REPEAT_PRIOR: Final = 10.0  # purchases: a single one that came back says little
 _STRONGEST: Final = 65_504.0  # pair: the largest float16
-_AT_ONCE: Final = 65_536  # rows whose vectors are looked at in one call, 16 MB
+_AT_ONCE: Final = 16_384  # rows whose vectors are looked at in one call, 4 MB
 _DECODED: Final = 4_096  # items kept ready to be shown, 1 kB each
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from models.item_rows import ItemRows
+from models.neighbours import GRID
 from models.sources import Query, Source
 
 NOW_MS = 1_700_000_000_000
@@ -59,3 +60,8 @@ def ids_by(source: Source, asked: Query) -> list[str]:
     """Return the ids that a source proposes for a query."""
     [rows] = source.propose([asked])
     return [asked.items.item_ids[row] for row in rows.tolist()]
+
+
+def in_steps(vectors: np.ndarray) -> np.ndarray:
+    """Return vectors on the grid of `models.neighbours` in its steps, as columns hold them."""
+    return np.rint(vectors * GRID).astype(np.int16)

@@ -21,8 +21,8 @@ from models.merging import (
     Merger,
     learned_factors,
 )
-from models.neighbours import in_steps, to_grid
-from tests.models.moments import NONE, items_of, query, rows_of
+from models.neighbours import to_grid
+from tests.models.moments import NONE, in_steps, items_of, query, rows_of
 
 IDS = [f"i{n:02d}" for n in range(40)]
 SHOP = items_of(IDS)

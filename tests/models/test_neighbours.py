@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.features import TEXT_DIM
-from models.neighbours import best_rows, in_steps, mean_direction, order_of_each, to_grid
+from models.neighbours import best_rows, mean_direction, order_of_each, to_grid
+from tests.models.moments import in_steps
 
 
 def vectors(n: int, seed: int = 0) -> np.ndarray:
