@@ -8,8 +8,8 @@ rows that pass through a hundred such calls. Written as plain loops over one que
 to read, and Numba makes them 3 to 20 times as fast.
 
 What is kept is known by the file that a function stands in. So a compiled function calls compiled
-functions of its own file alone, and takes numbers of other files as arguments: changes there would
-not be noticed.
+functions of its own file alone, but for `fetch`, which changes no result, and takes numbers of
+other files as arguments: changes there would not be noticed.
 """
 
 import logging
