@@ -23,15 +23,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from models.byte_scan_kernel import FEW, LANES, MANY, QUAD, best_places
+from models.byte_scan_kernel import FEW, LANES, MANY, MOST, QUAD, best_places
 
 Floats = NDArray[np.float32]
 Places = NDArray[np.integer[Any]]
 
 _SPREAD: Final = 5.0  # standard deviations of a column that the bytes reach to either side
-_MOST: Final = 127
 _ZERO: Final = 128
-_ROOM: Final = 4  # times as many as are wanted are held before they are sorted out
 
 
 class ByteScan:
@@ -60,7 +58,7 @@ class ByteScan:
 
     def __init__(self, dim: int, length: float) -> None:
         self._rotation = rotation(dim)  # (D, W)
-        self._scale = np.float32(_MOST / (_SPREAD * length))
+        self._scale = np.float32(MOST / (_SPREAD * length))
         self._n_quads = self._rotation.shape[1] // QUAD
         self._codes: NDArray[np.uint8] = np.zeros((0, self._n_quads, LANES, QUAD), np.uint8)
         self._hashes: NDArray[np.uint32] = np.zeros(0, np.uint32)
@@ -73,7 +71,7 @@ class ByteScan:
             self._codes = _longer(self._codes, n_blocks)
             self._hashes = _longer(self._hashes, n_blocks * LANES)
         steps = np.rint(vectors @ self._rotation * self._scale)
-        codes = (np.clip(steps, -_MOST, _MOST) + _ZERO).astype(np.uint8)
+        codes = (np.clip(steps, -MOST, MOST) + _ZERO).astype(np.uint8)
         self._codes[places // LANES, :, places % LANES] = codes.reshape(-1, self._n_quads, QUAD)
         self._hashes[places] = hashes >> 31
 
@@ -97,16 +95,9 @@ class ByteScan:
         if wanted == n:
             return np.broadcast_to(np.arange(n, dtype=np.int32), (n_queries, n))
         width = FEW if n_queries <= len(FEW) else MANY
-        n_rows = -(-n_queries // len(width)) * len(width)
-        turned = queries @ self._rotation  # (Q, W), exact
-        steps = np.rint(turned / np.abs(turned).max(axis=1, keepdims=True) * _MOST)
-        asked = np.zeros((n_rows, self._n_quads, QUAD), np.int8)
-        asked[:n_queries] = steps.reshape(n_queries, self._n_quads, QUAD)
-        keys = np.empty((n_rows, _ROOM * wanted + LANES), np.int64)
-        places = np.empty(keys.shape, np.int32)
         held = self._codes, n, self._hashes
-        best_places(width, *held, asked, n_queries, wanted, keys, places)
-        return places[:n_queries, :wanted]
+        places: NDArray[np.int32] = best_places(width, *held, queries, self._rotation, wanted)
+        return places
 
 
 def _longer(array: NDArray[Any], size: int) -> NDArray[Any]:

@@ -28,8 +28,10 @@ Width = tuple[int, ...]
 Whole = int | np.integer[Any]
 # By block of 16 vectors: by fours of columns, by vector, by column; shape (N / 16, W / 4, 16, 4).
 Codes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 
 LANES: Final = 16  # vectors of a block
+MOST: Final = 127  # steps of a column to either side
 QUAD: Final = 4  # columns whose products are added up in one step
 # Queries that a block is multiplied with while it lies in registers, told to the compiler by the
 # length of a tuple: it makes one scan for few, and one for many.
@@ -39,7 +41,8 @@ _CHUNK: Final = 256  # blocks that all queries pass over in turn: they stay in t
 _SAMPLED: Final = 32  # of so many blocks one is looked at first, and as many at least
 _DEVIATIONS: Final = 3  # of chance: so that seldom too few reach what the sample says
 _LEAST: Final = -(1 << 31)
-_MOST: Final = (1 << 31) - 1
+_NEVER: Final = (1 << 31) - 1
+_ROOM: Final = 4  # times as many as are wanted are held before they are sorted out
 _HASH_BITS: Final = 32
 
 _WORDS: Final = ir.VectorType(ir.IntType(32), LANES)
@@ -290,59 +293,80 @@ def _scan(
                     counts[b] = at
 
 
-@compiled(*(
-    f"void(UniTuple(int64, {len(width)}), uint8[:, :, :, ::1], int64, uint32[::1], "
-    "int8[:, :, ::1], int64, int64, int64[:, ::1], int32[:, ::1])"
-    for width in (FEW, MANY)
-))  # fmt: skip
+@compiled()
+def _in_bytes(queries: Floats, rotation: Floats, asked: NDArray[np.int8]) -> None:
+    """Write turned queries, each as steps of its largest column."""
+    turned = np.empty(rotation.shape[1], np.float32)
+    for b in range(len(queries)):
+        turned[:] = 0
+        for column in range(len(rotation)):
+            own = queries[b, column]
+            for at in range(len(turned)):
+                turned[at] += own * rotation[column, at]  # exact, for it lies on a grid
+        largest = np.abs(turned).max()
+        for at in range(len(turned)):
+            step = np.rint(turned[at] / largest * np.float32(MOST))
+            asked[b, at // QUAD, at % QUAD] = np.int8(step)
+
+
+@compiled(
+    *(
+        f"int32[:, ::1](UniTuple(int64, {len(width)}), uint8[:, :, :, ::1], int64, uint32[::1], "
+        "float32[:, ::1], float32[:, ::1], int64)"
+        for width in (FEW, MANY)
+    )
+)
 def best_places(
     width: Width,
     codes: Codes,
     n: int,
     hashes: NDArray[np.uint32],
-    queries: NDArray[np.int8],
-    n_queries: int,
+    queries: Floats,
+    rotation: Floats,
     wanted: int,
-    keys: Ints,
-    places: NDArray[np.int32],
-) -> None:
-    """Write first the places of each query's `wanted` largest products, in any order.
+) -> NDArray[np.int32]:
+    """Return the places of each query's `wanted` largest products, in any order, shape (Q, wanted).
 
     Of equal products the larger hash is meant; of equal hashes, either.
 
     Parameters
     ----------
     width
-        `FEW` or `MANY`; Q is a multiple of its length.
+        `FEW` or `MANY`: queries that are multiplied at once.
     codes, n, hashes
         Vectors, the first n of them, and by place.
-    queries, n_queries
-        Shape (Q, W / 4, 4), and how many of them are none to fill up.
+    queries, rotation
+        Shape (Q, D), none of zeros, and (D, W).
     wanted
         Below n.
-    keys
-        Scratch, shape (Q, `wanted` + `LANES` or more): the more, the less often it is sorted out.
-    places
-        To be written, the same shape.
     """
-    least, counts = np.empty(len(queries), np.int32), np.zeros(len(queries), np.int64)
-    least[:n_queries], least[n_queries:] = _LEAST, _MOST
+    n_queries = len(queries)
+    n_rows = (n_queries + len(width) - 1) // len(width) * len(width)
+    asked = np.zeros((n_rows, rotation.shape[1] // QUAD, QUAD), np.int8)
+    _in_bytes(queries, rotation, asked)
+    keys = np.empty((n_rows, _ROOM * wanted + LANES), np.int64)
+    places = np.empty((n_rows, _ROOM * wanted + LANES), np.int32)
+    least, counts = np.empty(n_rows, np.int32), np.zeros(n_rows, np.int64)
+    least[:n_queries], least[n_queries:] = _LEAST, _NEVER
     # What some more reach than are wanted, by a part of the blocks: few others are held then.
     stride = min(_SAMPLED, max(1, n // LANES // _SAMPLED))
     n_sampled = n // LANES // stride * LANES
     share = n_sampled * (wanted / n)
     rank = np.int64(share + _DEVIATIONS * (np.sqrt(share) + 1))
     if rank < n_sampled:
-        _sample(width, codes, n // LANES, stride, rank, queries, least)
-        _scan(width, codes, n, hashes, queries, wanted, least, keys, places, counts)
+        _sample(width, codes, n // LANES, stride, rank, asked, least)
+        _scan(width, codes, n, hashes, asked, wanted, least, keys, places, counts)
     is_short = False
     for b in range(n_queries):
         if counts[b] < wanted:
             is_short, least[b], counts[b] = True, _LEAST, 0
         else:
-            least[b] = _MOST
+            least[b] = _NEVER
     if is_short:
-        _scan(width, codes, n, hashes, queries, wanted, least, keys, places, counts)
+        _scan(width, codes, n, hashes, asked, wanted, least, keys, places, counts)
+    best = np.empty((n_queries, wanted), np.int32)
     for b in range(n_queries):
         if counts[b] > wanted:
             _select(keys[b], places[b], counts[b], wanted)
+        best[b] = places[b, :wanted]
+    return best

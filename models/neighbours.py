@@ -25,6 +25,7 @@ GRID: Final = 2048.0  # 2^11 steps to 1: an error of 2^-12 a column, cosines wit
 _HASH_BITS: Final = 31  # what a key of 63 bits leaves of the hash
 # Below this many keys a plain sort costs less than partition and sort.
 _SORT_ALL: Final = 256
+_INSERTED: Final = 12  # keys that insertion brings into order faster
 
 
 def to_grid(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -52,43 +53,86 @@ def hash_of(item_id: str) -> int:
     return xxhash.xxh3_64_intdigest(item_id.encode()) >> 1
 
 
-def score_values(scores: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return integers that order exact dot products, in [0, 2^32); same shape.
+@compiled()
+def _is_less(key: int, hash_: int, other: int, other_hash: int) -> bool:
+    return key < other or (key == other and hash_ < other_hash)
 
-    >>> score_values(np.float32([-1, 0, 2.0**-22])).tolist()
-    [4194304, 8388608, 8388609]
+
+@compiled()
+def _sort(keys: NDArray[np.int64], hashes: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+    """Bring keys into order, the largest first, equal ones by their places' hashes.
+
+    Quicksort by Lomuto's partition, which has no branch, then insertion.
     """
-    values: NDArray[np.int64] = (scores * np.float32(2**22)).astype(np.int64) + 2**23
-    return values
+    parts, n_parts = np.empty((64, 2), np.int64), 1
+    parts[0, 0], parts[0, 1] = 0, len(keys)
+    while n_parts:
+        n_parts -= 1
+        low, last = parts[n_parts, 0], parts[n_parts, 1] - 1
+        while last - low >= _INSERTED:
+            half = (low + last) >> 1
+            pivot, its_place = keys[half], places[half]
+            keys[half], places[half] = keys[last], places[last]
+            middle = low
+            for at in range(low, last):
+                key, place = keys[at], places[at]
+                keys[at], places[at] = keys[middle], places[middle]
+                keys[middle], places[middle] = key, place
+                middle += key > pivot
+            keys[last], places[last] = keys[middle], places[middle]
+            keys[middle], places[middle] = pivot, its_place
+            # The longer part waits, so that few do.
+            if middle - low > last - middle:
+                parts[n_parts, 0], parts[n_parts, 1] = low, middle
+                low = middle + 1
+            else:
+                parts[n_parts, 0], parts[n_parts, 1] = middle + 1, last + 1
+                last = middle - 1
+            n_parts += 1
+    for at in range(1, len(keys)):
+        key, place = keys[at], places[at]
+        own, to = hashes[place], at
+        while to and _is_less(keys[to - 1], hashes[places[to - 1]], key, own):
+            keys[to], places[to] = keys[to - 1], places[to - 1]
+            to -= 1
+        keys[to], places[to] = key, place
 
 
-def order_of_each(values: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the places of all values of each row, the largest first, ties by hash.
+@compiled("int64[:, ::1](float32[:, ::1], int64[:, ::1], int64)")
+def best_of_each(
+    scores: NDArray[np.float32], hashes: NDArray[np.int64], limit: int
+) -> NDArray[np.int64]:
+    """Return the places of the best scores of each row, the largest first, ties by hash.
 
     Parameters
     ----------
-    values, hashes
-        int64 in [-2^31, 2^32), and `hash_of` their ids, shape (B, n).
+    scores, hashes
+        Exact dot products below 2^7, and `hash_of` the ids, shape (B, n).
+    limit
+        L, at most n.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (B, L).
 
     Examples
     --------
-    >>> order_of_each(np.array([[3, 8, 3], [-1, 0, -1]]), np.array([[1, 2, 3]] * 2) << 40)[:, 0]
-    array([1, 1])
+    >>> scores = np.float32([[0.3, 0.8, 0.3], [-1, 0, -1]])
+    >>> best_of_each(scores, np.array([[1, 2, 3]] * 2) << 40, 2).tolist()
+    [[1, 2], [1, 2]]
     """
-    # The last bits of a key tell its place: sorting keys is twice as fast as sorting places.
-    n_bits = max(values.shape[1] - 1, 1).bit_length()
-    keys = (values << _HASH_BITS) | (hashes >> (63 - _HASH_BITS))
-    keys >>= n_bits
-    keys <<= n_bits
-    keys |= np.arange(values.shape[1])
-    keys.sort(axis=1)
-    keys = keys[:, ::-1]
-    places: NDArray[np.int64] = keys & (1 << n_bits) - 1
-    keys >>= n_bits
-    is_tie = ((keys[:, 1:] == keys[:, :-1]) & (keys[:, 1:] >= 0)).any(axis=1)
-    for b in np.flatnonzero(is_tie).tolist():
-        places[b] = np.lexsort((hashes[b], values[b]))[::-1]
-    return places
+    n_rows, n = scores.shape
+    best = np.empty((n_rows, limit), np.int64)
+    keys, places = np.empty(n, np.int64), np.empty(n, np.int64)
+    for b in range(n_rows):
+        for at in range(n):
+            value = np.int64(scores[b, at] * np.float32(GRID * GRID))
+            keys[at] = value << _HASH_BITS | hashes[b, at] >> (63 - _HASH_BITS)
+            places[at] = at
+        _sort(keys, hashes[b], places)
+        best[b] = places[:limit]
+    return best
 
 
 def best_rows(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.byte_scan import ByteScan
-from models.neighbours import order_of_each, score_values
+from models.neighbours import best_of_each
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -157,7 +157,7 @@ class VectorIndex:
             part = slice(start, start + _REFINED)
             vectors = self.vectors(rows[part])  # (b, P, D)
             scores[part] = np.matmul(vectors, queries[part, :, None])[:, :, 0]
-        best = order_of_each(score_values(scores), self._hashes_of(rows))[:, :limit]
+        best = best_of_each(scores, self._hashes_of(rows), min(limit, self._n))
         each = zip(rows, scores, best, strict=True)
         return [Hits(own[places], score[places]) for own, score, places in each]
 

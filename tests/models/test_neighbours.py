@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.features import TEXT_DIM
-from models.neighbours import best_rows, mean_direction, order_of_each, to_grid
+from models.neighbours import best_of_each, best_rows, mean_direction, to_grid
 from tests.models.moments import in_steps
 
 
@@ -68,25 +68,38 @@ def test_the_best_rows_are_those_of_a_full_sort(pairs: list[tuple[int, int]], li
     assert found.tolist() == sorted(range(n), key=lambda r: pairs[r], reverse=True)[:limit]
 
 
-# Hashes that tie in their first bits, which are all that a key has room for.
+# Hashes that tie in their first bits, which are all that a key has room for; short lines, which are
+# only inserted, and long ones.
 @given(
     st.lists(
-        st.tuples(st.integers(-1, 3) | st.integers(0, 2**32 - 1), st.integers(0, 2**63 - 1)),
+        st.tuples(st.integers(-3, 3) | st.integers(-(2**23), 2**23), st.integers(0, 2**63 - 1)),
         min_size=2,
-        max_size=40,
+        max_size=80,
         unique=True,
     ),
     st.integers(0, 3),
     st.sampled_from([0, 30, 60]),
+    st.integers(1, 80),
 )
-def test_each_line_is_ordered_as_a_full_sort_would(pairs, n_lines: int, n_bits: int) -> None:
+def test_each_line_is_ordered_as_a_full_sort_would(
+    pairs, n_lines: int, n_bits: int, limit: int
+) -> None:
     lines = [pairs, *(pairs[::-1] for _ in range(n_lines))]
     values = np.array([[value for value, _ in own] for own in lines], np.int64)
     hashes = np.array([[number >> n_bits << n_bits for _, number in own] for own in lines])
-    found = order_of_each(values, hashes)
+    scores = (values / 2.0**22).astype(np.float32)
+    limit = min(limit, len(pairs))
+    found = best_of_each(scores, hashes, limit)
     for own, value, number in zip(found, values, hashes, strict=True):
         keys = list(zip(value.tolist(), number.tolist(), strict=True))
-        assert [keys[place] for place in own if keys[place][0] >= 0] == sorted(
-            (key for key in keys if key[0] >= 0), reverse=True
-        )
-        assert sorted(own.tolist()) == list(range(len(pairs)))
+        assert [keys[place] for place in own] == sorted(keys, reverse=True)[:limit]
+        assert len(set(own.tolist())) == limit
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 2, 1_000]))
+def test_many_equal_scores_are_ordered_by_their_hashes(seed: int, n_values: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = (rng.integers(0, n_values, (2, 300)) / 1_024).astype(np.float32)
+    hashes = rng.integers(0, 2**63, (2, 300))
+    wanted = [np.lexsort((own, score))[::-1] for own, score in zip(hashes, scores, strict=True)]
+    assert best_of_each(scores, hashes, 300).tolist() == np.array(wanted).tolist()
