@@ -196,7 +196,8 @@ def _put(heap: NDArray[np.int32], n: Whole, value: np.int32) -> Whole:
 def _select(keys: Ints, places: NDArray[np.int32], n: Whole, wanted: Whole) -> np.int64:
     """Bring the largest of n keys to the front, in any order; return the least of those.
 
-    Hoare's selection by Lomuto's partition, which has no branch. The places follow their keys.
+    Hoare's selection by Lomuto's partition, which has no branch; as `models.neighbours` sorts, for
+    a compiled function calls those of its own file alone. The places follow their keys.
     """
     low, high = np.int64(0), np.int64(n)
     while high - low > 1:

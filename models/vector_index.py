@@ -55,7 +55,7 @@ class VectorIndex:
 
     Notes
     -----
-    Of 100,000 random vectors of 64 columns, the worst case, it finds the exact 100 best, 5 times as
+    Of 100,000 random vectors of 64 columns, the worst case, it finds the exact 100 best, 4 times as
     fast as all products (`python -m bench.index`). Takes D bytes a row for the scan (the power of
     2 from D on) and 12 for places.
 
